@@ -1,0 +1,1 @@
+"""PlatformAdapter implementations. They import `edge_runtime.{ports,types,errors,clock}` and nothing else of the core."""

@@ -1,0 +1,1 @@
+"""Gateway file and deployment: typed, validated, with errors as file:line:key."""

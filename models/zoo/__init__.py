@@ -1,0 +1,1 @@
+"""Our own small INT8 models with their recipes."""
