@@ -19,7 +19,7 @@ class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     pass
 
 
-class SensorSpec(_Document, frozen=True):
+class SensorSpec(_Document, frozen=True, kw_only=True):
     """A logical channel. `rate_hz` is the sample rate (inside blocks, for a streaming channel)."""
 
     unit: str = ""
@@ -30,7 +30,7 @@ class SensorSpec(_Document, frozen=True):
     maximum: float | None = None
 
 
-class CanarySpec(_Document, frozen=True):
+class CanarySpec(_Document, frozen=True, kw_only=True):
     """A second model beside the first: in shadow, or on a share of the windows."""
 
     digest: Digest
@@ -38,7 +38,7 @@ class CanarySpec(_Document, frozen=True):
     mode: Literal["shadow", "split"] = "shadow"
 
 
-class ModelSpec(_Document, frozen=True):
+class ModelSpec(_Document, frozen=True, kw_only=True):
     """A model by digest from the local store, or by path relative to the document (local use), or `zoo:NAME`."""
 
     digest: Digest | None = None
@@ -51,14 +51,14 @@ class ModelSpec(_Document, frozen=True):
     canary: CanarySpec | None = None
 
 
-class WindowSpec(_Document, frozen=True):
+class WindowSpec(_Document, frozen=True, kw_only=True):
     """Samples per inference and samples between two inferences."""
 
     size: Annotated[int, msgspec.Meta(ge=1, le=1_048_576)]
     hop: Annotated[int, msgspec.Meta(ge=1, le=1_048_576)] | None = None  # default: size
 
 
-class TriggerSpec(_Document, frozen=True):
+class TriggerSpec(_Document, frozen=True, kw_only=True):
     """When a full window is inferred: every hop (default), while a condition holds, on a period, or when a rule fires."""
 
     kind: Literal["window", "threshold", "schedule", "event"] = "window"
@@ -67,7 +67,7 @@ class TriggerSpec(_Document, frozen=True):
     event: str = ""  # event: a rule's name, at the moment it fires
 
 
-class PipelineSpec(_Document, frozen=True):
+class PipelineSpec(_Document, frozen=True, kw_only=True):
     """Channels to a window to a model to facts named after `output`."""
 
     input: tuple[Name, ...]
@@ -78,7 +78,7 @@ class PipelineSpec(_Document, frozen=True):
     trigger: TriggerSpec = TriggerSpec()
 
 
-class RuleSpec(_Document, frozen=True):
+class RuleSpec(_Document, frozen=True, kw_only=True):
     """`when` becomes true -> `then`, held until `until` (default: `when` is no longer true)."""
 
     rule: Name
@@ -89,7 +89,7 @@ class RuleSpec(_Document, frozen=True):
     note: str = ""  # the message for people
 
 
-class ActuatorSpec(_Document, frozen=True):
+class ActuatorSpec(_Document, frozen=True, kw_only=True):
     """`safe_state` holds whenever no lease does. `states` empty: those that the hardware names."""
 
     safe_state: str
@@ -98,18 +98,18 @@ class ActuatorSpec(_Document, frozen=True):
     min_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # between two changes, except to the safe state
 
 
-class TelemetrySpec(_Document, frozen=True):
+class TelemetrySpec(_Document, frozen=True, kw_only=True):
     """What goes to the controller: `results` (inferences, decisions, actions, notices), `scalars` (and scalar readings), `all` (and blocks), `none`."""
 
     mode: Literal["none", "results", "scalars", "all"] = "results"
     max_bytes_per_day: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
-class SyncSpec(_Document, frozen=True):
+class SyncSpec(_Document, frozen=True, kw_only=True):
     telemetry: TelemetrySpec = TelemetrySpec()
 
 
-class HealthSpec(_Document, frozen=True):
+class HealthSpec(_Document, frozen=True, kw_only=True):
     """Gate of the probation after a change."""
 
     probation_s: Seconds = 60.0
@@ -117,7 +117,7 @@ class HealthSpec(_Document, frozen=True):
     max_error_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
 
 
-class Deployment(_Document, frozen=True):
+class Deployment(_Document, frozen=True, kw_only=True):
     """The whole desired state of a gateway."""
 
     schema: Literal[1]

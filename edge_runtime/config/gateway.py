@@ -11,7 +11,7 @@ from edge_runtime.config.deployment import Name, Seconds, _Document
 Identifier = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="letters, digits, _ . -; no / + #")]
 
 
-class Identity(_Document, frozen=True):
+class Identity(_Document, frozen=True, kw_only=True):
     """Who this gateway is; names in topics."""
 
     id: Identifier
@@ -20,14 +20,14 @@ class Identity(_Document, frozen=True):
     labels: dict[str, str] = {}
 
 
-class AdapterSpec(_Document, frozen=True):
+class AdapterSpec(_Document, frozen=True, kw_only=True):
     """One adapter instance: the driver's name and its own options."""
 
     driver: str
     options: dict[str, Any] = {}
 
 
-class SensorBinding(_Document, frozen=True):
+class SensorBinding(_Document, frozen=True, kw_only=True):
     """A logical channel on a physical one. reading = scale * raw + offset, in `unit` (default: the channel's own), then
     converted to the deployment's unit."""
 
@@ -38,7 +38,7 @@ class SensorBinding(_Document, frozen=True):
     offset: float = 0.0
 
 
-class ActuatorBinding(_Document, frozen=True):
+class ActuatorBinding(_Document, frozen=True, kw_only=True):
     """A logical actuator on a physical channel; `states` maps logical states to what the driver wants."""
 
     adapter: str
@@ -46,7 +46,7 @@ class ActuatorBinding(_Document, frozen=True):
     states: dict[str, str] = {}
 
 
-class TlsSpec(_Document, frozen=True):
+class TlsSpec(_Document, frozen=True, kw_only=True):
     """mutual TLS; paths relative to the gateway file."""
 
     ca: str
@@ -54,7 +54,7 @@ class TlsSpec(_Document, frozen=True):
     key: str | None = None
 
 
-class BrokerSpec(_Document, frozen=True):
+class BrokerSpec(_Document, frozen=True, kw_only=True):
     """Where the controller's broker is. Absent: the gateway runs offline and stores."""
 
     host: str
@@ -68,7 +68,7 @@ class BrokerSpec(_Document, frozen=True):
     reconnect_max_s: Seconds = 60.0
 
 
-class StoreSpec(_Document, frozen=True):
+class StoreSpec(_Document, frozen=True, kw_only=True):
     """Hard limits of the durable store."""
 
     max_bytes: Annotated[int, msgspec.Meta(ge=1_048_576)] = 256 * 1024 * 1024
@@ -76,12 +76,12 @@ class StoreSpec(_Document, frozen=True):
     reserve_bytes: Annotated[int, msgspec.Meta(ge=65_536)] = 1024 * 1024
 
 
-class LogSpec(_Document, frozen=True):
+class LogSpec(_Document, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     style: Literal["text", "json"] = "text"
 
 
-class GatewayFile(_Document, frozen=True):
+class GatewayFile(_Document, frozen=True, kw_only=True):
     """Everything local about one gateway."""
 
     schema: Literal[1]
