@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.errors import InputError
+from edge_runtime.types import Reading
 
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 _LEVEL = 1
@@ -38,6 +39,36 @@ class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     wall_ns: int
     wall_err_ns: int
     body: msgspec.Raw
+
+
+class ReadingBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Body of a READING record. `block` is little-endian float32."""
+
+    channel: str
+    source: str
+    seq: int
+    value: float | None
+    unit: str
+    quality: int
+    source_wall_ns: int | None = None
+    rate_hz: float = 0.0
+    block: bytes | None = None
+
+
+def reading_body(reading: Reading) -> ReadingBody:
+    """The wire form of a reading."""
+    block = None if reading.block is None else reading.block.astype("<f4", copy=False).tobytes()
+    return ReadingBody(
+        reading.channel,
+        reading.source,
+        reading.seq,
+        reading.value,
+        reading.unit,
+        reading.quality,
+        reading.source_wall_ns,
+        reading.rate_hz,
+        block,
+    )
 
 
 _encoder = msgspec.msgpack.Encoder()

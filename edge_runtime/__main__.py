@@ -1,0 +1,5 @@
+"""`python -m edge_runtime`: the same command as `edge-runtime`."""
+
+from edge_runtime.cli.main import main
+
+raise SystemExit(main())

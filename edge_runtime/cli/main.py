@@ -1,0 +1,83 @@
+"""The command `edge-runtime`: finds its subcommands by entry point and turns errors into exit codes.
+
+0 done, 1 the operation failed, 2 invalid input or usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge_runtime import __version__
+from edge_runtime.errors import EdgeRuntimeError, InputError
+from edge_runtime.ports import CliCommand
+from edge_runtime.registry import COMMANDS, load, names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    known = names(COMMANDS)
+    wanted = next((word for word in argv if not word.startswith("-")), "")
+    try:
+        parser = _parser({name: load(COMMANDS, name)() for name in known if name == wanted or wanted not in known})
+        args = parser.parse_args(argv)
+        if not hasattr(args, "command"):
+            parser.print_help()
+            return 2
+        command: CliCommand = args.command
+        return command.run(args)
+    except InputError as err:
+        return _fail(err, 2)
+    except (EdgeRuntimeError, OSError) as err:
+        return _fail(err, 1)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        _flush()
+
+
+def default_state_dir() -> Path:
+    """`/var/lib/edge-runtime` for root, else the XDG state folder."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/edge-runtime")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edge-runtime"
+
+
+def add_state_option(parser: argparse.ArgumentParser) -> None:
+    """The `--state DIR` option that every command on durable state has."""
+    parser.add_argument("--state", type=Path, default=default_state_dir(), metavar="DIR", help="state folder (default: %(default)s)")
+
+
+def _parser(commands: dict[str, CliCommand]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-runtime", description="Local INT8 inference, rules and actuation that keep working when the network does not."
+    )
+    parser.add_argument("--version", action="version", version=f"edge-runtime {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for name, command in commands.items():
+        sub = subparsers.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.configure(sub)
+        sub.set_defaults(command=command)
+    return parser
+
+
+def _fail(err: Exception, code: int) -> int:
+    print(err if isinstance(err, InputError) else f"edge-runtime: {err}", file=sys.stderr)
+    return code
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `edge-runtime ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
