@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from edge_runtime.clock import Clock
-from edge_runtime.types import Array, ChannelInfo, Health, Sample, TensorInfo
+from edge_runtime.types import Array, ChannelInfo, Health, ProbeReport, Sample, TensorInfo
 
 SampleSink = Callable[[Sample], None]
 """Takes one sample. Called on the event loop; returns at once; never raises."""
@@ -140,6 +140,14 @@ class ModelBackend(Protocol):
 
     def load(self, path: Path, threads: int = 1) -> LoadedModel:
         """Parses and prepares one model. Raises ModelRefused with a named reason, MissingDependency with the install command."""
+        ...
+
+    async def probe(self, path: Path, *, deadline_s: float = 20.0, memory_mb: int = 1024) -> ProbeReport:
+        """Loads and runs the model in a child process, so that a model that aborts, hangs or eats memory harms nobody.
+
+        `memory_mb` bounds what the model may take on top of the bare runtime. Raises what `load` and `run` raise, and
+        ModelRefused(PROBE_CRASHED | PROBE_TIMEOUT | PROBE_MEMORY). Costs about 0.3 s: keep the report by the model's digest.
+        """
         ...
 
 

@@ -187,7 +187,8 @@ class Health(msgspec.Struct, frozen=True):
 class TensorInfo(msgspec.Struct, frozen=True):
     """One input or output of a model. `shape` has -1 for free dimensions.
 
-    With a `scale`, real = scale * (stored - zero_point) (per tensor; TFLite and ONNX QDQ convention).
+    With a `scale`, real = scale * (stored - zero_point) (per tensor; TFLite and ONNX QDQ convention). With `axis_scales`
+    the scale and zero point differ along `axis`, and `scale` is 0.
     """
 
     name: str
@@ -195,3 +196,22 @@ class TensorInfo(msgspec.Struct, frozen=True):
     dtype: str
     scale: float = 0.0
     zero_point: int = 0
+    axis_scales: tuple[float, ...] = ()
+    axis_zero_points: tuple[int, ...] = ()
+    axis: int = 0
+
+
+class ProbeReport(msgspec.Struct, frozen=True):
+    """What a model did when it was loaded and run in a process of its own.
+
+    `run_ms` is the median of `runs` runs after one warm-up on zeros (free dimensions taken as 1). `runs` is 0 when the model
+    has free dimensions beyond the first and does not run with them at 1. `rss_mb` is what the model added to the process.
+    """
+
+    backend: str
+    load_ms: float
+    run_ms: float
+    runs: int
+    rss_mb: float
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
