@@ -37,7 +37,7 @@ class Bus:
         for handler in self._handlers.get(type(event), ()):
             try:
                 handler(event)
-            except Exception as err:  # border between independent modules: one must not stop another
+            except Exception as err:  # noqa: BLE001 - border between independent modules: one must not stop another
                 self._report(handler, err)
 
     def _report(self, handler: Handler, err: Exception) -> None:

@@ -99,7 +99,10 @@ class ActuatorSpec(_Document, frozen=True, kw_only=True):
 
 
 class TelemetrySpec(_Document, frozen=True, kw_only=True):
-    """What goes to the controller: `results` (inferences, decisions, actions, notices), `scalars` (and scalar readings), `all` (and blocks), `none`."""
+    """What goes to the controller. Decisions, actions and notices always go.
+
+    `none` nothing more, `results` and inferences, `scalars` and scalar readings, `all` and blocks.
+    """
 
     mode: Literal["none", "results", "scalars", "all"] = "results"
     max_bytes_per_day: Annotated[int, msgspec.Meta(ge=0)] | None = None
