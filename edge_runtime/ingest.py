@@ -161,9 +161,7 @@ class Ingest:
     ) -> None:
         self._seq += 1
         self.counters.readings += 1
-        reading = Reading(
-            channel.source, channel.name, self._seq, at, value, channel.spec.unit, quality, block, rate_hz, source_wall_ns
-        )
+        reading = Reading(channel.source, channel.name, self._seq, at, value, channel.spec.unit, quality, block, rate_hz, source_wall_ns)
         self.latest[channel.name] = reading
         self._bus.publish(reading)
 

@@ -80,7 +80,8 @@ def parse_unit(name: str) -> Unit:
     """The unit of that spelling. Raises InputError naming the nearest known spelling."""
     unit = UNITS.get(name)
     if unit is None:
-        near = difflib.get_close_matches(name, [u for u in UNITS if u], n=1, cutoff=0.5)
+        same = [known for known in UNITS if known.casefold() == name.casefold()]
+        near = same or difflib.get_close_matches(name, [known for known in UNITS if known], n=1, cutoff=0.5)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         raise InputError(f"unknown unit `{name}`{hint}")
     return unit
