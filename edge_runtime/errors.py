@@ -11,6 +11,7 @@
     ├── StoreError (OSError)
     │   └── StoreFull                      the hard cap or the disk is reached; a policy decides
     ├── TransportError (ConnectionError)   the broker refused or went away; retry with full jitter
+    │   └── MessageTooLarge                over the broker's packet limit; trying again will not mend it
     ├── DeadlineExceeded (TimeoutError)
     └── CommandRefused (RuntimeError)      an actuator command was stale, duplicate or out-prioritised
 
@@ -112,6 +113,10 @@ class StoreFull(StoreError):
 
 class TransportError(EdgeRuntimeError, ConnectionError):
     """The broker refused, forgot or went away."""
+
+
+class MessageTooLarge(TransportError):
+    """A message is larger than the broker takes."""
 
 
 class DeadlineExceeded(EdgeRuntimeError, TimeoutError):

@@ -192,6 +192,15 @@ class Outbox(Protocol):
         ...
 
 
+@runtime_checkable
+class PausableOutbox(Protocol):
+    """An outbox whose low classes can rest while the others go on, such as when the day's byte budget is spent."""
+
+    def hold_below(self, priority: Priority) -> None:
+        """Until called again, `peek` and `wait` pass over batches of a lower class than `priority` (BULK: none is held)."""
+        ...
+
+
 MessageHandler = Callable[[str, bytes], None]
 """`(topic, payload)`, called on the event loop; never raises."""
 
@@ -202,6 +211,11 @@ class TransportSession(Protocol):
     @property
     def max_inflight(self) -> int:
         """How many QoS 1 messages the broker takes unacknowledged (Receive Maximum of CONNACK)."""
+        ...
+
+    @property
+    def max_packet_bytes(self) -> int:
+        """Largest packet that the broker takes (Maximum Packet Size of CONNACK); a larger publish raises MessageTooLarge."""
         ...
 
     async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> None:
