@@ -81,6 +81,16 @@ def encode_batch(records: Sequence[Record]) -> bytes:
     return zlib.compress(_encoder.encode(records), _LEVEL)
 
 
+def encode_record(seq: int, kind: str, mono_ns: int, wall_ns: int, wall_err_ns: int, body: object) -> bytes:
+    """One record in its wire form, uncompressed. `body` is a Struct, dict, list or Raw; TypeError when it holds anything foreign."""
+    return _encoder.encode((seq, kind, mono_ns, wall_ns, wall_err_ns, body))
+
+
+def pack_batch(encoded: Sequence[bytes]) -> bytes:
+    """Records from `encode_record` to one compressed batch, the same bytes as `encode_batch` makes of them."""
+    return zlib.compress(b"".join((_array_header(len(encoded)), *encoded)), _LEVEL)
+
+
 def decode_batch(data: bytes, max_bytes: int = MAX_BATCH_BYTES) -> list[Record]:
     """One batch to its records. Raises InputError when it is damaged, of another form, or larger than `max_bytes` unpacked."""
     inflater = zlib.decompressobj()
@@ -105,3 +115,10 @@ def decode_body(body: msgspec.Raw) -> Any:
         return _body_decoder.decode(body)
     except msgspec.MsgspecError as err:
         raise InputError(f"record body cannot be decoded: {err}") from err
+
+
+def _array_header(length: int) -> bytes:
+    """MessagePack's header of an array (specification, "array format family")."""
+    if length < 16:
+        return bytes((0x90 | length,))
+    return b"\xdc" + length.to_bytes(2, "big") if length < 65_536 else b"\xdd" + length.to_bytes(4, "big")
