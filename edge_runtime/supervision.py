@@ -19,7 +19,6 @@ from edge_runtime.types import ChannelInfo, ChannelKind
 
 log = logging.getLogger(__name__)
 
-_FIRST_DELAY_S = 0.5
 _MAX_DELAY_S = 30.0
 _OPEN_TIMEOUT_S = 20.0
 _READ_TIMEOUT_S = 5.0
@@ -38,7 +37,13 @@ class AdapterSupervisor:
     """Runs one adapter until cancelled, or until its source has ended for good."""
 
     def __init__(
-        self, name: str, adapter: PlatformAdapter, wanted: Mapping[str, float], sink: SampleSink, supervision: Supervision
+        self,
+        name: str,
+        adapter: PlatformAdapter,
+        wanted: Mapping[str, float],
+        sink: SampleSink,
+        supervision: Supervision,
+        first_delay_s: float = 0.5,
     ) -> None:
         self.name = name
         self.adapter = adapter
@@ -48,6 +53,7 @@ class AdapterSupervisor:
         self._sink = sink
         self._report = supervision
         self._changed = asyncio.Event()
+        self._first_delay_s = first_delay_s
 
     def want(self, wanted: Mapping[str, float]) -> None:
         """Sets the physical channels to read, with their rates in Hz; takes effect at once, also while streaming."""
@@ -57,12 +63,12 @@ class AdapterSupervisor:
 
     async def run(self) -> None:
         """Opens, feeds the sink, and tries again after every failure; full jitter, never faster than it fails."""
-        delay_s = _FIRST_DELAY_S
+        delay_s = self._first_delay_s
         try:
             while True:
                 try:
                     await self._open()
-                    delay_s = _FIRST_DELAY_S
+                    delay_s = self._first_delay_s
                     if await self._feed():
                         self.detail = "ended"
                         self._report.ended(self.name)
