@@ -92,6 +92,8 @@ class MissingDependency(EdgeRuntimeError, ImportError):
     """An optional library is not installed."""
 
     def __init__(self, library: str, extra: str) -> None:
+        self.library = library
+        self.extra = extra
         super().__init__(f"{library} is not installed. Install it with: pip install 'edge-runtime[{extra}]'")
 
 

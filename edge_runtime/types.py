@@ -205,7 +205,7 @@ class ProbeReport(msgspec.Struct, frozen=True):
     """What a model did when it was loaded and run in a process of its own.
 
     `run_ms` is the median of `runs` runs after one warm-up on zeros (free dimensions taken as 1). `runs` is 0 when the model
-    has free dimensions beyond the first and does not run with them at 1. `rss_mb` is what the model added to the process.
+    has free dimensions beyond the first and does not run with them at 1. `rss_mb` is the most the model added to the process.
     """
 
     backend: str
