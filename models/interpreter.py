@@ -1,0 +1,119 @@
+"""What LiteRT and tflite-runtime have in common: the TensorFlow Lite interpreter's Python interface. Imports neither.
+
+Every run starts from the model's initial state: variable tensors (an LSTM's memory) are reset first, so a result depends on its
+window alone. XNNPACK is used where the library brings it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.types import Array, TensorInfo
+from models.runtime import RuntimeModel
+from models.tensors import numpy_dtype
+
+_CHATTER = (b"INFO:", b"VERBOSE:")
+_STDERR = 2
+_stderr_lock = threading.Lock()
+
+
+class InterpreterModel(RuntimeModel):
+    """One .tflite model in one interpreter."""
+
+    def __init__(self, create: Callable[..., Any], path: Path, threads: int) -> None:
+        with without_chatter():
+            self._interpreter = create(model_path=str(path), num_threads=threads)
+            self._interpreter.allocate_tensors()
+        sources, sinks = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        inputs = tuple(_tensor(detail) for detail in sources)
+        super().__init__(inputs, tuple(_tensor(detail) for detail in sinks), _precision(self._interpreter, inputs), ())
+        for tensor in self.outputs:
+            numpy_dtype(tensor)
+        self._sources = [detail["index"] for detail in sources]
+        self._sinks = [detail["index"] for detail in sinks]
+        self._shapes = [tuple(int(size) for size in detail["shape"]) for detail in sources]
+        self._may_resize = any(-1 in tensor.shape for tensor in inputs)
+
+    def close(self) -> None:
+        self._interpreter = None
+
+    def _invoke(self, feeds: list[Array]) -> list[Array]:
+        interpreter = self._interpreter
+        if self._may_resize:
+            self._resize([feed.shape for feed in feeds])
+        interpreter.reset_all_variables()
+        for index, feed in zip(self._sources, feeds, strict=True):
+            interpreter.set_tensor(index, feed)
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in self._sinks]
+
+    def _resize(self, shapes: list[tuple[int, ...]]) -> None:
+        if shapes == self._shapes:
+            return
+        for index, shape in zip(self._sources, shapes, strict=True):
+            self._interpreter.resize_tensor_input(index, shape)
+        self._interpreter.allocate_tensors()
+        self._shapes = shapes
+
+
+def _tensor(detail: dict[str, Any]) -> TensorInfo:
+    parameters = detail["quantization_parameters"]
+    scales, zero_points = parameters["scales"], parameters["zero_points"]
+    shape = detail.get("shape_signature", ())
+    signature = tuple(int(size) for size in (shape if len(shape) else detail["shape"]))
+    tensor = TensorInfo(detail["name"], signature, np.dtype(detail["dtype"]).name)
+    if len(scales) > 1:
+        return TensorInfo(
+            tensor.name, tensor.shape, tensor.dtype,
+            axis_scales=tuple(map(float, scales)), axis_zero_points=tuple(map(int, zero_points)), axis=int(parameters["quantized_dimension"]),
+        )  # fmt: skip
+    if len(scales) == 1 and tensor.dtype.startswith(("int", "uint")):
+        return TensorInfo(tensor.name, tensor.shape, tensor.dtype, float(scales[0]), int(zero_points[0]))
+    return tensor
+
+
+def _precision(interpreter: Any, inputs: Sequence[TensorInfo]) -> str:
+    """The dtype of the quantized input, else `int8` when quantized tensors lie inside, else the input's dtype."""
+    for tensor in inputs:
+        if tensor.scale or tensor.axis_scales:
+            return tensor.dtype
+    inside = {
+        np.dtype(detail["dtype"]).name for detail in interpreter.get_tensor_details() if len(detail["quantization_parameters"]["scales"])
+    }
+    for dtype in ("int8", "uint8", "int16"):
+        if dtype in inside:
+            return dtype
+    return inputs[0].dtype if inputs else "float32"
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Keeps the libraries' own INFO lines off stderr; every other line written meanwhile, by whomever, comes out at the end.
+
+    They offer no log level to Python. With EDGE_RUNTIME_NATIVE_LOGS set nothing is held back (the probe: a crash must keep its words).
+    """
+    if os.environ.get("EDGE_RUNTIME_NATIVE_LOGS"):
+        yield
+        return
+    with _stderr_lock, tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        real = os.dup(_STDERR)
+        os.dup2(held.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(real, _STDERR)
+            os.close(real)
+            held.seek(0)
+            for line in held:
+                if not line.startswith(_CHATTER):
+                    os.write(_STDERR, line)

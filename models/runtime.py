@@ -1,0 +1,108 @@
+"""What every backend of this package shares: screening, named refusals, the probe. A backend adds one module that overrides `_open`."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from edge_runtime.errors import MissingDependency, ModelRefused, RefusalReason
+from edge_runtime.ports import LoadedModel
+from edge_runtime.types import Array, ProbeReport, TensorInfo
+from models.probe import probe_async
+from models.screening import screen
+from models.tensors import InputPort, dequantize, fit_all, is_quantized
+
+
+class InferenceRuntime(ABC):
+    """One inference library behind `edge_runtime.ports.ModelBackend`.
+
+    Building one costs nothing but a look for the library: MissingDependency when it is absent. The library is imported at the first `load`.
+    """
+
+    name: ClassVar[str]
+    library: ClassVar[str]
+    module: ClassVar[str]
+    extra: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec(self.module) is None:
+            raise MissingDependency(self.library, self.extra)
+
+    def load(self, path: Path, threads: int = 1) -> LoadedModel:
+        """See `ModelBackend.load`. In the calling process: a model never seen before belongs into `probe` first."""
+        screen(path, self.suffixes)
+        failures = self.import_library()
+        try:
+            return self._open(path, threads)
+        except (*failures, ValueError, RuntimeError, MemoryError, OSError) as err:
+            if isinstance(err, ModelRefused):
+                raise
+            raise ModelRefused(RefusalReason.LOAD_FAILED, f"{self.library} does not load {path.name}: {first_line(err)}") from err
+
+    async def probe(self, path: Path, *, deadline_s: float = 20.0, memory_mb: int = 1024) -> ProbeReport:
+        """See `ModelBackend.probe`."""
+        screen(path, self.suffixes)
+        return await probe_async(path, f"{type(self).__module__}:{type(self).__qualname__}", deadline_s=deadline_s, memory_mb=memory_mb)
+
+    @abstractmethod
+    def import_library(self) -> tuple[type[Exception], ...]:
+        """Imports the library; returns its own exception types. Raises MissingDependency."""
+
+    @abstractmethod
+    def _open(self, path: Path, threads: int) -> LoadedModel:
+        """Loads a screened file; may raise whatever the library raises."""
+
+
+class RuntimeModel(ABC):
+    """A loaded model: checks on the way in, dequantizes on the way out, wraps the library's errors once."""
+
+    def __init__(
+        self, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...], precision: str, failures: tuple[type[Exception], ...]
+    ) -> None:
+        self._inputs = inputs
+        self._outputs = outputs
+        self._precision = precision
+        self._failures = (*failures, ValueError, RuntimeError, MemoryError)
+        self._ports = [InputPort.of(tensor) for tensor in inputs]
+        self._quantized_outputs = [index for index, tensor in enumerate(outputs) if is_quantized(tensor)]
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        return self._outputs
+
+    @property
+    def precision(self) -> str:
+        """What the model computes in: `int8`, `uint8`, `int16`, `float16`, `float32`."""
+        return self._precision
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """See `LoadedModel.run`."""
+        feeds = fit_all(self._ports, inputs)
+        try:
+            results = self._invoke(feeds)
+        except self._failures as err:
+            raise ModelRefused(RefusalReason.RUN_FAILED, f"the model failed while running: {first_line(err)}") from err
+        for index in self._quantized_outputs:
+            results[index] = dequantize(results[index], self._outputs[index])
+        return results
+
+    def close(self) -> None:
+        """Lets the library's memory go. The model does not run afterwards."""
+
+    @abstractmethod
+    def _invoke(self, feeds: list[Array]) -> list[Array]:
+        """One run on checked arrays; the results are the caller's own."""
+
+
+def first_line(err: BaseException) -> str:
+    """The first line of a library's message, at most 300 characters."""
+    lines = str(err).strip().splitlines()
+    return lines[0][:300] if lines else type(err).__name__
