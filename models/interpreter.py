@@ -19,7 +19,7 @@ import numpy as np
 
 from edge_runtime.types import Array, TensorInfo
 from models.runtime import RuntimeModel
-from models.tensors import numpy_dtype
+from models.tensors import is_quantized, numpy_dtype
 
 _CHATTER = (b"INFO:", b"VERBOSE:")
 _STDERR = 2
@@ -35,7 +35,7 @@ class InterpreterModel(RuntimeModel):
             self._interpreter.allocate_tensors()
         sources, sinks = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         inputs = tuple(_tensor(detail) for detail in sources)
-        super().__init__(inputs, tuple(_tensor(detail) for detail in sinks), _precision(self._interpreter, inputs), ())
+        super().__init__(inputs, tuple(_tensor(detail) for detail in sinks), _precision(self._interpreter, inputs))
         for tensor in self.outputs:
             numpy_dtype(tensor)
         self._sources = [detail["index"] for detail in sources]
@@ -70,25 +70,22 @@ def _tensor(detail: dict[str, Any]) -> TensorInfo:
     scales, zero_points = parameters["scales"], parameters["zero_points"]
     shape = detail.get("shape_signature", ())
     signature = tuple(int(size) for size in (shape if len(shape) else detail["shape"]))
-    tensor = TensorInfo(detail["name"], signature, np.dtype(detail["dtype"]).name)
+    name, dtype = detail["name"], np.dtype(detail["dtype"]).name
     if len(scales) > 1:
-        return TensorInfo(
-            tensor.name, tensor.shape, tensor.dtype,
-            axis_scales=tuple(map(float, scales)), axis_zero_points=tuple(map(int, zero_points)), axis=int(parameters["quantized_dimension"]),
-        )  # fmt: skip
-    if len(scales) == 1 and tensor.dtype.startswith(("int", "uint")):
-        return TensorInfo(tensor.name, tensor.shape, tensor.dtype, float(scales[0]), int(zero_points[0]))
-    return tensor
+        axis, spread = int(parameters["quantized_dimension"]), tuple(map(int, zero_points))
+        return TensorInfo(name, signature, dtype, axis_scales=tuple(map(float, scales)), axis_zero_points=spread, axis=axis)
+    if len(scales) == 1 and dtype.startswith(("int", "uint")):
+        return TensorInfo(name, signature, dtype, float(scales[0]), int(zero_points[0]))
+    return TensorInfo(name, signature, dtype)
 
 
 def _precision(interpreter: Any, inputs: Sequence[TensorInfo]) -> str:
-    """The dtype of the quantized input, else `int8` when quantized tensors lie inside, else the input's dtype."""
+    """The dtype of the quantized input, else of the quantized tensors inside, else of the input."""
     for tensor in inputs:
-        if tensor.scale or tensor.axis_scales:
+        if is_quantized(tensor):
             return tensor.dtype
-    inside = {
-        np.dtype(detail["dtype"]).name for detail in interpreter.get_tensor_details() if len(detail["quantization_parameters"]["scales"])
-    }
+    details = interpreter.get_tensor_details()
+    inside = {np.dtype(detail["dtype"]).name for detail in details if len(detail["quantization_parameters"]["scales"])}
     for dtype in ("int8", "uint8", "int16"):
         if dtype in inside:
             return dtype

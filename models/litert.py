@@ -11,7 +11,7 @@ from typing import ClassVar
 from edge_runtime.errors import MissingDependency
 from edge_runtime.ports import LoadedModel
 from models.interpreter import InterpreterModel
-from models.runtime import InferenceRuntime
+from models.runtime import Failures, InferenceRuntime
 
 
 class LiteRtBackend(InferenceRuntime):
@@ -23,7 +23,7 @@ class LiteRtBackend(InferenceRuntime):
     extra: ClassVar[str] = "litert"
     suffixes: ClassVar[tuple[str, ...]] = (".tflite",)
 
-    def import_library(self) -> tuple[type[Exception], ...]:
+    def import_library(self) -> Failures:
         try:
             import ai_edge_litert.interpreter  # noqa: F401
         except ImportError as err:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from edge_runtime.errors import MissingDependency
 from edge_runtime.ports import LoadedModel
 from edge_runtime.types import Array, TensorInfo
-from models.runtime import InferenceRuntime, RuntimeModel
+from models.runtime import Failures, InferenceRuntime, RuntimeModel
 from models.screening import onnx_facts
 
 _WARNING = 2
@@ -33,7 +33,7 @@ class OnnxBackend(InferenceRuntime):
         super().__init__()
         self._providers = list(providers)
 
-    def import_library(self) -> tuple[type[Exception], ...]:
+    def import_library(self) -> Failures:
         try:
             import onnxruntime
             from onnxruntime.capi import onnxruntime_pybind11_state as native
@@ -52,7 +52,7 @@ class OnnxBackend(InferenceRuntime):
 
 
 class _OnnxModel(RuntimeModel):
-    def __init__(self, session: Any, precision: str, failures: tuple[type[Exception], ...]) -> None:
+    def __init__(self, session: Any, precision: str, failures: Failures) -> None:
         super().__init__(_tensors(session.get_inputs()), _tensors(session.get_outputs()), precision, failures)
         self._session = session
         self._input_names = [tensor.name for tensor in self.inputs]

@@ -5,7 +5,7 @@ Field numbers are those of onnx.proto3 (https://github.com/onnx/onnx/blob/main/o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from models.protobuf import BYTES, Budget, Malformed, fields, text
@@ -13,15 +13,8 @@ from models.protobuf import BYTES, Budget, Malformed, fields, text
 MAX_DEPTH = 32
 
 _QUANTIZED_OPERATORS = (
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "QLinear",
-    "ConvInteger",
-    "MatMulInteger",
-    "DynamicQuantize",
-    "QAttention",
-    "QGemm",
-)
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm",
+)  # fmt: skip
 _FLOAT16 = 10
 _EXTERNAL = 1
 
@@ -113,7 +106,7 @@ class _Walk:
         if outside:
             self._facts.external.append(name)
 
-    def _each(self, data: memoryview, visitors: dict[int, Callable[[memoryview, int], None]], depth: int) -> None:
+    def _each(self, data: memoryview, visitors: Mapping[int, Callable[[memoryview, int], None]], depth: int) -> None:
         if depth > MAX_DEPTH:
             raise Malformed(f"graphs nested deeper than {MAX_DEPTH}")
         for number, wire, value in fields(data, self._budget):

@@ -1,7 +1,7 @@
 """Tries a model in a process of its own, so that one that aborts, hangs or eats memory harms nobody. The caller's side.
 
-The child (`models.probe_process`) is a fresh interpreter, never a fork of the gateway. It gets an address-space limit, a CPU limit, an alarm
-and a private pipe for its verdict. A report holds as long as the model's digest and the runtime do: keep it by both.
+The child (`models.probe_process`) is a fresh interpreter, never a fork of the gateway. It gets an address-space limit, a CPU limit,
+an alarm and a private pipe for its verdict. A report holds as long as the model's digest and the runtime do: keep it by both.
 """
 
 from __future__ import annotations

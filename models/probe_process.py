@@ -1,4 +1,4 @@
-"""The probe's child: `python -m models.probe_process ORDER`, where ORDER is the JSON of `models.probe.Order`. Started by `models.probe` only.
+"""The probe's child: `python -m models.probe_process ORDER`, ORDER being the JSON of `models.probe.Order`. Only `models.probe` starts it.
 
 The verdict goes to a copy of stdout; stdout itself becomes stderr, so a library that prints cannot spoil it.
 """
@@ -47,12 +47,15 @@ def _verdict(order: Order) -> Verdict:
     except MissingDependency as err:
         return Verdict(missing=(err.library, err.extra))
     except ModelRefused as err:
-        if is_out_of_memory(err.__cause__ or err):
-            err = out_of_memory(Path(order.path).name, order.memory_mb)
-        return Verdict(refused=(err.reason.value, str(err).removeprefix(f"{err.reason.value}: ")))
+        if not is_out_of_memory(err.__cause__ or err):
+            return _refused(err)
     except MemoryError:
-        err = out_of_memory(Path(order.path).name, order.memory_mb)
-        return Verdict(refused=(err.reason.value, str(err).removeprefix(f"{err.reason.value}: ")))
+        pass
+    return _refused(out_of_memory(Path(order.path).name, order.memory_mb))
+
+
+def _refused(err: ModelRefused) -> Verdict:
+    return Verdict(refused=(err.reason.value, str(err).removeprefix(f"{err.reason.value}: ")))
 
 
 def _try(order: Order) -> ProbeReport:

@@ -16,6 +16,11 @@ from models.screening import screen
 from models.tensors import InputPort, dequantize, fit_all, is_quantized
 
 
+Failures = tuple[type[Exception], ...]
+
+COMMON_FAILURES: Failures = (ValueError, RuntimeError, MemoryError)
+
+
 class InferenceRuntime(ABC):
     """One inference library behind `edge_runtime.ports.ModelBackend`.
 
@@ -35,12 +40,12 @@ class InferenceRuntime(ABC):
     def load(self, path: Path, threads: int = 1) -> LoadedModel:
         """See `ModelBackend.load`. In the calling process: a model never seen before belongs into `probe` first."""
         screen(path, self.suffixes)
-        failures = self.import_library()
+        failures: Failures = (*self.import_library(), *COMMON_FAILURES, OSError)
         try:
             return self._open(path, threads)
-        except (*failures, ValueError, RuntimeError, MemoryError, OSError) as err:
-            if isinstance(err, ModelRefused):
-                raise
+        except ModelRefused:
+            raise
+        except failures as err:
             raise ModelRefused(RefusalReason.LOAD_FAILED, f"{self.library} does not load {path.name}: {first_line(err)}") from err
 
     async def probe(self, path: Path, *, deadline_s: float = 20.0, memory_mb: int = 1024) -> ProbeReport:
@@ -49,7 +54,7 @@ class InferenceRuntime(ABC):
         return await probe_async(path, f"{type(self).__module__}:{type(self).__qualname__}", deadline_s=deadline_s, memory_mb=memory_mb)
 
     @abstractmethod
-    def import_library(self) -> tuple[type[Exception], ...]:
+    def import_library(self) -> Failures:
         """Imports the library; returns its own exception types. Raises MissingDependency."""
 
     @abstractmethod
@@ -60,13 +65,11 @@ class InferenceRuntime(ABC):
 class RuntimeModel(ABC):
     """A loaded model: checks on the way in, dequantizes on the way out, wraps the library's errors once."""
 
-    def __init__(
-        self, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...], precision: str, failures: tuple[type[Exception], ...]
-    ) -> None:
-        self._inputs = inputs
-        self._outputs = outputs
+    def __init__(self, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], precision: str, failures: Failures = ()) -> None:
+        self._inputs = tuple(inputs)
+        self._outputs = tuple(outputs)
         self._precision = precision
-        self._failures = (*failures, ValueError, RuntimeError, MemoryError)
+        self._failures: Failures = (*failures, *COMMON_FAILURES)
         self._ports = [InputPort.of(tensor) for tensor in inputs]
         self._quantized_outputs = [index for index, tensor in enumerate(outputs) if is_quantized(tensor)]
 
@@ -94,6 +97,7 @@ class RuntimeModel(ABC):
             results[index] = dequantize(results[index], self._outputs[index])
         return results
 
+    @abstractmethod
     def close(self) -> None:
         """Lets the library's memory go. The model does not run afterwards."""
 

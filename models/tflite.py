@@ -14,7 +14,7 @@ import numpy as np
 from edge_runtime.errors import MissingDependency
 from edge_runtime.ports import LoadedModel
 from models.interpreter import InterpreterModel
-from models.runtime import InferenceRuntime
+from models.runtime import Failures, InferenceRuntime
 
 
 class TfliteRuntimeBackend(InferenceRuntime):
@@ -30,7 +30,7 @@ class TfliteRuntimeBackend(InferenceRuntime):
         super().__init__()
         require_numpy_1(np.__version__)
 
-    def import_library(self) -> tuple[type[Exception], ...]:
+    def import_library(self) -> Failures:
         try:
             import tflite_runtime.interpreter  # noqa: F401
         except ImportError as err:
