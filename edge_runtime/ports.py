@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from edge_runtime.clock import Clock
-from edge_runtime.types import Array, ChannelInfo, Health, ProbeReport, Sample, TensorInfo
+from edge_runtime.types import Array, ChannelInfo, Health, LinkSettings, Priority, ProbeReport, Sample, TensorInfo
 
 SampleSink = Callable[[Sample], None]
 """Takes one sample. Called on the event loop; returns at once; never raises."""
@@ -239,11 +239,34 @@ class TransportSession(Protocol):
 
 
 class SyncTransport(Protocol):
-    """A way to a broker. Entry point group `edge_runtime.sync_transports`."""
+    """A way to a broker."""
 
     async def connect(self, will_topic: str, will_payload: bytes) -> TransportSession:
         """One attempt. Raises TransportError; the caller owns the back-off."""
         ...
+
+
+class Uplink(Protocol):
+    """The gateway's side of the link to its controller, whatever the transport."""
+
+    @property
+    def up(self) -> bool:
+        """Whether the broker is reached now."""
+        ...
+
+    async def run(self) -> None:
+        """Connects, carries the outbox, reconnects; ends only by cancellation."""
+        ...
+
+    def health(self) -> Health: ...
+
+
+StateReport = Callable[[], Mapping[str, Any]]
+"""What the gateway reports of itself now: `{"ledger": {...}, "status": {...}}`, plain values."""
+
+UplinkFactory = Callable[[LinkSettings, Outbox, Clock, StateReport, Callable[[bool, str], None]], Uplink]
+"""`(settings, outbox, clock, state report, on_link(up, detail))`. Entry point group `edge_runtime.sync_transports`; the entry
+point's name is the gateway file's `broker.transport`. Raises InputError on settings that cannot work."""
 
 
 class CliCommand(Protocol):

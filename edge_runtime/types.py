@@ -215,3 +215,23 @@ class ProbeReport(msgspec.Struct, frozen=True):
     rss_mb: float
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+
+
+class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the controller's broker is and as whom to speak to it. Paths are absolute."""
+
+    host: str
+    port: int
+    tenant: str
+    gateway: str
+    boot: str
+    version: str
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    username: str | None = None
+    password: str | None = None
+    keepalive_s: int = 30
+    protocol: str = "auto"
+    reconnect_max_s: float = 60.0
+    max_bytes_per_day: int = 0  # 0: no limit

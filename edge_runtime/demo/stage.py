@@ -1,0 +1,183 @@
+"""The demo's processes: broker, controller sink and gateway, each started by the same commands a user would type."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.access.local import ask
+from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError
+
+GATEWAY = "gw-demo"
+_START_TIMEOUT_S = 30.0
+
+_GATEWAY_FILE = """\
+schema: 1
+gateway: {{id: {gateway}, tenant: demo, site: waterworks}}
+adapters:
+  plant: {{driver: simulated, options: {{panel: {panel}, seed: 7}}}}
+sensors:
+  vibration:   {{adapter: plant, channel: pump/vibration}}
+  temperature: {{adapter: plant, channel: pump/temperature}}
+  current:     {{adapter: plant, channel: pump/current}}
+  flow:        {{adapter: plant, channel: pump/flow}}
+  speed:       {{adapter: plant, channel: pump/speed}}
+actuators:
+  valve: {{adapter: plant, channel: pump/valve}}
+broker: {{host: 127.0.0.1, port: {port}, reconnect_max_s: 2}}
+deployment: deployment.yaml
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkCount:
+    """What the controller's database holds of the gateway: rows, and the duplicates it turned away."""
+
+    rows: int
+    duplicates: int
+    missing: int
+
+
+@dataclass
+class Stage:
+    """All processes of the demo in one folder; every one of them can be killed and started again."""
+
+    directory: Path
+    port: int
+    processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+
+    @property
+    def state_dir(self) -> Path:
+        return self.directory / "gateway-state"
+
+    @property
+    def database(self) -> Path:
+        return self.directory / "controller.sqlite"
+
+    @property
+    def panel(self) -> Path:
+        return self.directory / "panel.json"
+
+    def prepare(self) -> None:
+        """Writes the gateway file and the deployment."""
+        text = _GATEWAY_FILE.format(gateway=GATEWAY, panel=json.dumps(str(self.panel)), port=self.port)
+        (self.directory / "gateway.yaml").write_text(text)
+        source = resources.files("edge_runtime.demo").joinpath("deployment.yaml")
+        (self.directory / "deployment.yaml").write_text(source.read_text())
+
+    def set_faults(self, faults: Mapping[str, float]) -> None:
+        """Turns knobs on the plant's panel; the running plant sees it within 100 ms."""
+        panel = json.loads(self.panel.read_text()) if self.panel.exists() else {}
+        panel["faults"] = dict(faults)
+        scratch = self.panel.with_suffix(".new")
+        scratch.write_text(json.dumps(panel))
+        scratch.replace(self.panel)
+
+    async def start_broker(self) -> str:
+        """Starts the broker; returns which one it is."""
+        ready = await self._start("broker", ["controller", "broker", "--port", str(self.port), "--dir", str(self.directory / "broker")])
+        return str(ready.get("broker", "broker"))
+
+    async def start_sink(self) -> None:
+        """Starts the controller's sink."""
+        arguments = ["controller", "sink", "--host", "127.0.0.1", "--port", str(self.port), "--database", str(self.database)]
+        await self._start("controller", arguments)
+
+    async def start_gateway(self) -> None:
+        """Starts the gateway and waits until it serves its model."""
+        arguments = ["run", "--config", str(self.directory / "gateway.yaml"), "--state", str(self.state_dir)]
+        await self._spawn("gateway", arguments, stdout=asyncio.subprocess.DEVNULL)
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            while not (await self.status()).get("ready"):
+                self._check_alive("gateway")
+                await asyncio.sleep(0.05)
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL: no goodbye, nothing flushed."""
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+    async def stop(self, name: str, deadline_s: float = 5.0) -> float:
+        """SIGTERM; returns how long the process took to stop."""
+        process = self.processes.pop(name)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), deadline_s)
+        except TimeoutError as err:
+            raise DeadlineExceeded(f"{name} did not stop within {deadline_s:g} s; see {self.log_path(name)}") from err
+        return loop.time() - begun
+
+    async def close(self) -> None:
+        """Ends whatever still runs."""
+        for name in list(self.processes):
+            await self.kill(name)
+
+    async def status(self) -> dict[str, Any]:
+        """The gateway's own status, or an empty dict while it does not run."""
+        try:
+            answer: dict[str, Any] = await asyncio.to_thread(ask, self.state_dir, "/status", timeout_s=2.0)
+        except (OSError, EdgeRuntimeError, ValueError):
+            return {}
+        return answer
+
+    def sink_sequences(self) -> dict[str, set[int]]:
+        """Every sequence number in the controller's database, by boot."""
+        found: dict[str, set[int]] = {}
+        for boot, seq in self._query("SELECT boot, seq FROM records WHERE gateway = ?", (GATEWAY,)):
+            found.setdefault(boot, set()).add(seq)
+        return found
+
+    def sink_rows(self) -> int:
+        """How many records the controller's database holds."""
+        return int(self._query("SELECT count(*) FROM records WHERE gateway = ?", (GATEWAY,))[0][0])
+
+    def log_path(self, name: str) -> Path:
+        """Where a process's log goes."""
+        return self.directory / f"{name}.log"
+
+    def _query(self, sql: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5)) as connection:
+            return connection.execute(sql, parameters).fetchall()
+
+    async def _start(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+        """Starts a command that prints one JSON line when it is ready; returns that line."""
+        process = await self._spawn(name, arguments, stdout=asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT_S)
+        except TimeoutError as err:
+            raise DeadlineExceeded(f"{name} was not ready within {_START_TIMEOUT_S:g} s; see {self.log_path(name)}") from err
+        if not line:
+            await process.wait()
+            self._check_alive(name)
+        ready: dict[str, Any] = json.loads(line)
+        return ready
+
+    async def _spawn(self, name: str, arguments: Sequence[str], stdout: int) -> asyncio.subprocess.Process:
+        with self.log_path(name).open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "edge_runtime", *arguments, stdout=stdout, stderr=log, start_new_session=True
+            )
+        self.processes[name] = process
+        return process
+
+    def _check_alive(self, name: str) -> None:
+        process = self.processes[name]
+        if process.returncode is not None:
+            tail = self.log_path(name).read_text(errors="replace").strip().splitlines()[-3:]
+            raise EdgeRuntimeError(f"{name} ended with code {process.returncode}: {' | '.join(tail) or 'no log'}")

@@ -1,0 +1,214 @@
+"""The demo's plot: what happens, in which order, and how each step is known to be true. Every step waits for a fact, never for time.
+
+fault injected -> detected -> valve closed -> broker killed -> keeps acting -> gateway killed -> back -> outbox drained -> ledger balanced
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from edge_runtime.demo.stage import GATEWAY, SinkCount, Stage
+from edge_runtime.errors import DeadlineExceeded
+from edge_runtime.store.store import read_ledger
+
+_STEP_TIMEOUT_S = 40.0
+_POLL_S = 0.1
+
+Status = dict[str, Any]
+
+
+@dataclass
+class Event:
+    """One thing that happened; `sentence` is for people, `facts` for machines."""
+
+    t_s: float
+    event: str
+    sentence: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form of `demo --json`."""
+        return {"t_s": round(self.t_s, 2), "event": self.event, "gateway": GATEWAY, **self.facts}
+
+
+@dataclass
+class Outcome:
+    """How the demo ended."""
+
+    ledger: dict[str, Any]
+    sink: SinkCount
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+class Story:
+    """Runs the plot over `duration_s`; `observe` gets every status and event, for the view."""
+
+    def __init__(self, stage: Stage, duration_s: float, observe: Callable[[Event | Status], None]) -> None:
+        self.stage = stage
+        self.events: list[Event] = []
+        self.rows_before_cut = 0
+        self._duration_s = duration_s
+        self._observe = observe
+        self._begun = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._begun
+
+    async def run(self) -> Outcome:
+        """The whole plot. Raises DeadlineExceeded, naming the step, when one does not come true."""
+        await self._healthy()
+        await self._at(0.12)
+        await self._fault_online()
+        await self._at(0.30)
+        await self._cut_the_network()
+        await self._act_offline()
+        await self._at(0.55)
+        await self._kill_the_gateway()
+        await self._at(0.75)
+        await self._restore_and_drain()
+        await self._at(0.92)
+        return await self._balance()
+
+    async def _healthy(self) -> None:
+        broker = await self.stage.start_broker()
+        await self.stage.start_sink()
+        await self.stage.start_gateway()
+        self._tell("started", f"A gateway, a controller and a broker ({broker}) are running.", broker=broker)
+        await self._until("the link to the controller is up", lambda s: s["link"]["up"])
+        self._tell("link_up", "The gateway has found its controller.")
+        await self._until("the pump is judged healthy and the valve is open", lambda s: valve(s) == "open")
+        self._tell("healthy", "The model calls the pump healthy, so a rule opens the valve: water flows.")
+
+    async def _fault_online(self) -> None:
+        await self._inject("outer_race", "A bearing of the pump is damaged (outer race).")
+        status = await self._until("the fault is detected", lambda s: "bearing_fault" in s["rules"]["active"])
+        seen = status["pipelines"]["bearing"]
+        text = f"The INT8 model on the gateway hears it: {str(seen['label']).replace('_', ' ')}, {seen['score']:.0%} sure."
+        self._tell(
+            "detected", text, label=seen["label"], score=seen["score"], latency_ms=seen["latency_ms"], after_s=self._since("fault_injected")
+        )
+        await self._until("the valve is closed", lambda s: valve(s) == "closed")
+        self._tell(
+            "actuated",
+            "A rule closes the valve. No cloud was asked.",
+            actuator="valve",
+            state="closed",
+            after_s=self._since("fault_injected"),
+        )
+
+    async def _cut_the_network(self) -> None:
+        self.rows_before_cut = await asyncio.to_thread(self.stage.sink_rows)
+        await self.stage.kill("broker")
+        await self._until("the gateway notices the cut", lambda s: not s["link"]["up"])
+        self._tell("link_cut", "The broker is killed: the gateway is alone now.", rows=self.rows_before_cut)
+
+    async def _act_offline(self) -> None:
+        self.stage.set_faults({})
+        await self._until("the repaired pump gets its valve opened offline", lambda s: valve(s) == "open")
+        self._tell("acted_offline", "The bearing is repaired: offline, the gateway opens the valve again.", actuator="valve", state="open")
+        await self._inject("inner_race", "Another bearing breaks (inner race), still without network.")
+        await self._until("the valve is closed offline", lambda s: valve(s) == "closed")
+        self._tell(
+            "acted_offline",
+            "The gateway closes the valve by itself.",
+            actuator="valve",
+            state="closed",
+            after_s=self._since("fault_injected"),
+        )
+
+    async def _kill_the_gateway(self) -> None:
+        pending = (await self.stage.status()).get("ledger", {}).get("pending", 0)
+        await self.stage.kill("gateway")
+        self._tell("killed", f"The gateway is killed with SIGKILL; {pending} records wait on its disk.", pending=pending)
+        begun = time.monotonic()
+        await self.stage.start_gateway()
+        self._tell("restarted", "It is back, without any network.", after_s=round(time.monotonic() - begun, 2))
+        await self._until("the fault is detected again after the restart", lambda s: "bearing_fault" in s["rules"]["active"])
+        self._tell("detected", "It hears the fault again and keeps the valve closed.", after_s=self._since("killed"))
+
+    async def _restore_and_drain(self) -> None:
+        await self.stage.start_broker()
+        await self._until("the link is back", lambda s: s["link"]["up"])
+        self._tell("link_restored", "The broker is back.")
+        self.stage.set_faults({})
+        await self._until("the outbox has drained", lambda s: s["ledger"]["pending"] <= 20)
+        rows = await asyncio.to_thread(self.stage.sink_rows)
+        self._tell("drained", f"Everything stored meanwhile has arrived: {rows - self.rows_before_cut} records.", rows=rows)
+        await self._until("the repaired pump supplies water", lambda s: valve(s) == "open")
+        self._tell("healthy", "The pump is repaired; the valve is open again.")
+
+    async def _balance(self) -> Outcome:
+        stop_s = await self.stage.stop("gateway")
+        ledger = await asyncio.to_thread(read_ledger, self.stage.state_dir)
+        self._tell("stopped", f"The gateway stopped in {stop_s:.1f} s.", stop_s=round(stop_s, 2))
+        await self.stage.stop("controller")
+        count = await asyncio.to_thread(self._compare)
+        outcome = Outcome(ledger.as_dict(), count, _problems(ledger.as_dict(), count))
+        self._tell(
+            "balanced" if outcome.ok else "unbalanced",
+            f"Ledger: {ledger.offered} offered = {ledger.delivered} delivered + {ledger.pending} pending, "
+            f"{sum(ledger.dropped.values())} dropped; every row found in the database.",
+        )
+        return outcome
+
+    async def _inject(self, fault: str, sentence: str) -> None:
+        self.stage.set_faults({fault: 0.9})
+        self._tell("fault_injected", sentence, fault=fault, severity=0.9)
+
+    async def _at(self, fraction: float) -> None:
+        """Waits for the step's place in the plot, so that a person can follow; a late plot goes on at once."""
+        while self.elapsed_s < fraction * self._duration_s:
+            self._observe(await self.stage.status())
+            await asyncio.sleep(_POLL_S)
+
+    async def _until(self, what: str, condition: Callable[[Status], bool]) -> Status:
+        deadline = time.monotonic() + _STEP_TIMEOUT_S
+        while time.monotonic() < deadline:
+            status = await self.stage.status()
+            self._observe(status)
+            if status.get("ready") and condition(status):
+                return status
+            await asyncio.sleep(_POLL_S)
+        raise DeadlineExceeded(f"{what}: not within {_STEP_TIMEOUT_S:g} s; logs are in {self.stage.directory}")
+
+    def _tell(self, event: str, sentence: str, **facts: Any) -> None:
+        told = Event(self.elapsed_s, event, sentence, facts)
+        self.events.append(told)
+        self._observe(told)
+
+    def _since(self, event: str) -> float:
+        """Seconds since the latest event of that name."""
+        return round(self.elapsed_s - next(e.t_s for e in reversed(self.events) if e.event == event), 2)
+
+    def _compare(self) -> SinkCount:
+        """Every sequence number that the gateway's disk counts as offered and not dropped, looked up in the database."""
+        return self.stage.compare_with_sink()
+
+
+def valve(status: Status) -> str:
+    """The valve's state as the actuator reports it."""
+    return str(status["actuators"]["valve"]["state"])
+
+
+def _problems(ledger: dict[str, Any], sink: SinkCount) -> list[str]:
+    problems = []
+    if ledger["dropped"]:
+        problems.append(f"{sum(ledger['dropped'].values())} records were dropped: {ledger['dropped']}")
+    if ledger["pending"]:
+        problems.append(f"{ledger['pending']} records are still pending")
+    if ledger["offered"] != ledger["delivered"] + ledger["pending"] + sum(ledger["dropped"].values()):
+        problems.append(f"the ledger does not balance: {ledger}")
+    if sink.missing:
+        problems.append(f"{sink.missing} delivered records are missing in the controller's database")
+    if sink.rows != ledger["delivered"]:
+        problems.append(f"{ledger['delivered']} delivered, but {sink.rows} rows in the controller's database")
+    return problems
