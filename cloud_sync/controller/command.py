@@ -1,0 +1,105 @@
+"""`edge-runtime controller`: the controller's commands. So far `sink`, which takes telemetry into a database."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from cloud_sync.controller.sink import SinkSession
+    from cloud_sync.mqtt import MqttOptions
+
+
+class Command:
+    """Dispatches to the controller's subcommands."""
+
+    summary = "the controller's side: take telemetry of gateways into a database"
+    example = "edge-runtime controller sink --host 127.0.0.1 --port 1883 --database sink.db"
+
+    def configure(self, parser: ArgumentParser) -> None:
+        commands = parser.add_subparsers(dest="controller_command", metavar="COMMAND", required=True)
+        sink = commands.add_parser("sink", help="write every gateway's telemetry into a database", epilog=f"example: {self.example}")
+        _configure_sink(sink)
+
+    def run(self, args: Namespace) -> int:
+        """Runs until SIGTERM or SIGINT."""
+        return asyncio.run(_sink(args))
+
+
+def _configure_sink(parser: ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="the broker (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=1883, help="its port (default: %(default)s; 8883 with --ca)")
+    parser.add_argument("--database", type=Path, required=True, metavar="FILE", help="SQLite file; made when absent")
+    parser.add_argument("--tenant", default="+", help="only this tenant's gateways (default: all)")
+    parser.add_argument("--share", default="", metavar="GROUP", help="share the telemetry with other sinks of this group (MQTT 5 brokers)")
+    parser.add_argument("--client-id", default="", help="default: sink-<process id>")
+    parser.add_argument("--protocol", choices=("auto", "5", "3.1.1"), default="auto", help="MQTT version (default: %(default)s)")
+    parser.add_argument("--ca", metavar="FILE", help="TLS: certificates that sign the broker's")
+    parser.add_argument("--cert", metavar="FILE", help="mutual TLS: this sink's certificate")
+    parser.add_argument("--key", metavar="FILE", help="mutual TLS: its key")
+    parser.add_argument("--username")
+    parser.add_argument("--password-file", type=Path, metavar="FILE", help="the first line is the password")
+
+
+def _options(args: Namespace) -> MqttOptions:
+    from cloud_sync.mqtt import MqttOptions
+
+    return MqttOptions(
+        host=args.host,
+        port=args.port,
+        client_id=args.client_id or f"sink-{os.getpid()}",
+        ca=args.ca,
+        cert=args.cert,
+        key=args.key,
+        username=args.username,
+        password=_password(args.password_file),
+        protocol=args.protocol,
+        receive_maximum=256,
+    )
+
+
+def _password(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text().partition("\n")[0]
+    except OSError as err:
+        raise InputError(f"--password-file: cannot read {path}: {err.strerror}") from err
+
+
+async def _sink(args: Namespace) -> int:
+    from cloud_sync.controller.database import Database
+    from cloud_sync.controller.sink import Sink
+    from cloud_sync.mqtt import open_transport
+
+    transport = open_transport(_options(args))
+    db = Database(args.database)
+    announced = False
+
+    def announce(session: SinkSession) -> None:
+        nonlocal announced
+        if not announced:
+            print(
+                json.dumps({"ready": True, "broker": f"{args.host}:{args.port}", "database": str(args.database), "pid": os.getpid()}),
+                flush=True,
+            )
+        announced = True
+
+    running = asyncio.ensure_future(Sink(transport, db, share=args.share, tenant=args.tenant, on_ready=announce).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        return 0
+    finally:
+        db.close()
+    return 0
