@@ -38,6 +38,8 @@ _INFLIGHT_V311 = 64
 _PACKET_OVERHEAD = 32
 _TICK_S = 1.0
 _GOODBYE_S = 1.0
+_V5_PATIENCE_S = 2.0
+_V311_MEMORY_S = 3600.0
 
 
 class MqttOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,52 +74,52 @@ def open_transport(options: MqttOptions) -> MqttTransport:
 
 
 class _VersionRefused(TransportError):
-    """The broker does not speak the version asked for."""
+    """The broker does not speak the version asked for, or (amqtt) never answers to it."""
 
 
-class _NoConnack(_VersionRefused):
+class _NoConnack(TransportError):
     """The broker closed the connection where it should have answered: maybe for the version, maybe not."""
 
 
 class MqttTransport:
-    """Connects to one broker; remembers that it refused MQTT 5 until a connection fails."""
+    """Connects to one broker; remembers for an hour that it refused MQTT 5."""
 
     def __init__(self, options: MqttOptions) -> None:
         self.options = options
-        self._refused_v5 = False
+        self._v311_until = 0.0
 
     async def connect(self, will_topic: str = "", will_payload: bytes = b"") -> MqttSession:
         """One attempt, MQTT 3.1.1 after MQTT 5 when the protocol is `auto`. An empty `will_topic` leaves no will."""
-        versions = self._versions()
-        for version in versions:
-            try:
-                return await self._attempt(version, will_topic, will_payload)
-            except _VersionRefused as err:
-                if version is versions[-1]:
-                    self._refused_v5 = False
-                    raise TransportError(str(err)) from err
-                self._refused_v5 = not isinstance(err, _NoConnack)
-            except TransportError:
-                self._refused_v5 = False
-                raise
-        raise AssertionError("there is always a version")
+        options, loop = self.options, asyncio.get_running_loop()
+        if options.protocol == "3.1.1" or (options.protocol == "auto" and loop.time() < self._v311_until):
+            return await self._attempt(MQTTProtocolVersion.MQTTv311, will_topic, will_payload, options.connect_timeout_s)
+        if options.protocol == "5":
+            return await self._attempt(MQTTProtocolVersion.MQTTv5, will_topic, will_payload, options.connect_timeout_s)
+        patience_s = min(_V5_PATIENCE_S, options.connect_timeout_s)
+        try:
+            return await self._attempt(MQTTProtocolVersion.MQTTv5, will_topic, will_payload, patience_s)
+        except (_VersionRefused, _NoConnack) as err:
+            session = await self._attempt(MQTTProtocolVersion.MQTTv311, will_topic, will_payload, options.connect_timeout_s)
+            if isinstance(err, _VersionRefused):
+                self._v311_until = loop.time() + _V311_MEMORY_S
+            return session
 
-    def _versions(self) -> tuple[MQTTProtocolVersion, ...]:
-        both = (MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311)
-        if self.options.protocol == "auto":
-            return both[1:] if self._refused_v5 else both
-        return both[:1] if self.options.protocol == "5" else both[1:]
-
-    async def _attempt(self, version: MQTTProtocolVersion, will_topic: str, will_payload: bytes) -> MqttSession:
+    async def _attempt(self, version: MQTTProtocolVersion, will_topic: str, will_payload: bytes, patience_s: float) -> MqttSession:
+        """`patience_s` is for the broker's CONNACK; reaching it has the whole connect timeout."""
         options = self.options
+        place = f"{options.host}:{options.port}"
         try:
             async with asyncio.timeout(options.connect_timeout_s):
                 sock = await open_socket(options.host, options.port, await self._tls())
-                session = MqttSession(options, version, BufferedSocket(sock, options.max_packet_bytes))
-                await session.start(will_topic, will_payload)
-                return session
         except TimeoutError as err:
-            raise TransportError(f"no answer from {options.host}:{options.port} within {options.connect_timeout_s:g} s") from err
+            raise TransportError(f"cannot connect to {place} within {options.connect_timeout_s:g} s") from err
+        session = MqttSession(options, version, BufferedSocket(sock, options.max_packet_bytes))
+        try:
+            async with asyncio.timeout(patience_s):
+                await session.start(will_topic, will_payload)
+        except TimeoutError as err:
+            raise _VersionRefused(f"{place} did not answer to CONNECT (MQTT {session.protocol}) within {patience_s:g} s") from err
+        return session
 
     async def _tls(self) -> ssl.SSLContext | None:
         if self.options.ca is None:
@@ -343,7 +345,7 @@ class MqttSession:
 
     def _fail_all(self, problem: TransportError) -> None:
         if not self._connack.done():
-            self._connack.set_exception(_NoConnack(f"no answer to CONNECT: {problem}"))
+            self._connack.set_exception(_NoConnack(f"{self._options.host}:{self._options.port} did not answer to CONNECT: {problem}"))
         answers: list[asyncio.Future[Any]] = [*self._pending.values(), *self._subscribing.values()]
         for answer in answers:
             if not answer.done():
