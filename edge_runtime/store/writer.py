@@ -1,0 +1,123 @@
+"""The one thread that writes: takes a group, commits it, tells the loop. Also keeps the live ledger's settled side.
+
+It never ends before `stop` by itself: the disk's errors are the session's business, and anything else is reported and survived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+
+from edge_runtime.errors import StoreError
+from edge_runtime.ledger import Balance
+from edge_runtime.store import accounts
+from edge_runtime.store.intake import Intake
+from edge_runtime.store.session import RECOVERY_S, Outcome, Session
+from edge_runtime.store.work import Work, take
+
+log = logging.getLogger(__name__)
+
+Reply = tuple["asyncio.Future[int]", int | StoreError]
+
+
+class Settled:
+    """Totals of what the writer has finished with. Read and changed under `lock`."""
+
+    def __init__(self, balance: Balance, batches: list[int]) -> None:
+        self.lock = threading.Lock()
+        self.balance = balance
+        self.batches = batches
+        self.records = 0
+        self.size_bytes = 0
+
+
+class Writer:
+    """Runs a session in a thread of its own. `on_settled` is called on the loop, at most once per commit."""
+
+    def __init__(
+        self,
+        session: Session,
+        intake: Intake,
+        settled: Settled,
+        land: Callable[[list[int]], None],
+        on_settled: Callable[[list[int]], None],
+        max_bytes: int,
+    ) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._session = session
+        self._intake = intake
+        self._settled = settled
+        self._land = land
+        self._on_settled = on_settled
+        self._max_bytes = max_bytes
+        self._generation = session.generation
+        self._thread = threading.Thread(target=self._run, name="edge-store", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        stop = False
+        while not stop:
+            if not self._intake.wait(RECOVERY_S if self._session.troubled else None):
+                self._session.recover()
+                continue
+            work = take(self._intake, self._session.boot_no, self._max_bytes)
+            stop = work.stop
+            try:
+                outcome = self._session.commit(work)
+            except Exception as err:  # a defect must not end the thread that every record passes through
+                log.exception("store transaction failed")
+                outcome = self._session.abandon(work, err)
+            if stop:
+                self._session.close()
+            self._publish(work, outcome)
+
+    def _publish(self, work: Work, outcome: Outcome) -> None:
+        rows = [row for ack in work.acks for row in ack.rows] if outcome.failure is None else []
+        self._land(rows + work.damaged)
+        settled = self._settled
+        with settled.lock:
+            change = outcome.changes.balance()
+            change.offered = 0  # counted on the loop
+            settled.balance.add(change)
+            settled.records += work.records
+            settled.size_bytes += work.size_bytes
+            settled.batches = [a + b for a, b in zip(settled.batches, outcome.changes.batches(), strict=True)]
+            if self._session.generation != self._generation:
+                self._restate(settled)
+        replies: list[Reply] = [(ack.done, outcome.failure or ack.records) for ack in work.acks]
+        replies += [(flush.done, 0) for flush in work.flushes]
+        self._tell(replies, settled.batches)
+
+    def _restate(self, settled: Settled) -> None:
+        """The file was replaced: what it no longer holds is dropped."""
+        self._generation = self._session.generation
+        stored = accounts.load_balance(self._session.db).stored
+        settled.balance.drop("corrupt", max(0, settled.balance.stored - stored))
+        settled.balance.stored = stored
+        settled.batches = accounts.load_batches(self._session.db)
+
+    def _tell(self, replies: list[Reply], batches: list[int]) -> None:
+        if self.loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+                self.loop.call_soon_threadsafe(self._arrive, replies, batches)
+
+    def _arrive(self, replies: list[Reply], batches: list[int]) -> None:
+        for done, result in replies:
+            if done.done():
+                continue
+            if isinstance(result, StoreError):
+                done.set_exception(result)
+            else:
+                done.set_result(result)
+        self._on_settled(batches)
