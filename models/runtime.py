@@ -15,7 +15,6 @@ from models.probe import probe_async
 from models.screening import screen
 from models.tensors import InputPort, dequantize, fit_all, is_quantized
 
-
 Failures = tuple[type[Exception], ...]
 
 COMMON_FAILURES: Failures = (ValueError, RuntimeError, MemoryError)
