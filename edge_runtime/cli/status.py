@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_runtime.access.local import ask
 from edge_runtime.cli.main import add_state_option
-from edge_runtime.store.store import read_ledger
+from edge_runtime.store import read_ledger
 
 
 class StatusCommand:

@@ -17,6 +17,7 @@ from typing import Any
 
 from edge_runtime.access.local import ask
 from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError
+from edge_runtime.store import read_boots, read_drops
 
 GATEWAY = "gw-demo"
 _START_TIMEOUT_S = 30.0
@@ -41,7 +42,7 @@ deployment: deployment.yaml
 
 @dataclass(frozen=True, slots=True)
 class SinkCount:
-    """What the controller's database holds of the gateway: rows, and the duplicates it turned away."""
+    """What the controller's database holds of the gateway: rows, rows that are there twice, and rows that are not there."""
 
     rows: int
     duplicates: int
@@ -135,12 +136,14 @@ class Stage:
             return {}
         return answer
 
-    def sink_sequences(self) -> dict[str, set[int]]:
-        """Every sequence number in the controller's database, by boot."""
-        found: dict[str, set[int]] = {}
-        for boot, seq in self._query("SELECT boot, seq FROM records WHERE gateway = ?", (GATEWAY,)):
-            found.setdefault(boot, set()).add(seq)
-        return found
+    def compare(self) -> SinkCount:
+        """Looks up in the controller's database every record number that the gateway's disk has committed and not dropped."""
+        found = set(self._query("SELECT boot, seq FROM records WHERE gateway = ?", (GATEWAY,)))
+        expected = {(boot, seq) for boot, last in read_boots(self.state_dir).items() for seq in range(1, last + 1)}
+        for run in read_drops(self.state_dir):
+            expected -= {(run.boot, seq) for seq in range(run.first_seq, run.last_seq + 1)}
+        duplicates = self.sink_rows() - len(found)
+        return SinkCount(len(found), duplicates, len(expected - found))
 
     def sink_rows(self) -> int:
         """How many records the controller's database holds."""

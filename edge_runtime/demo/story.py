@@ -13,7 +13,7 @@ from typing import Any
 
 from edge_runtime.demo.stage import GATEWAY, SinkCount, Stage
 from edge_runtime.errors import DeadlineExceeded
-from edge_runtime.store.store import read_ledger
+from edge_runtime.store import read_ledger
 
 _STEP_TIMEOUT_S = 40.0
 _POLL_S = 0.1
@@ -151,7 +151,7 @@ class Story:
         ledger = await asyncio.to_thread(read_ledger, self.stage.state_dir)
         self._tell("stopped", f"The gateway stopped in {stop_s:.1f} s.", stop_s=round(stop_s, 2))
         await self.stage.stop("controller")
-        count = await asyncio.to_thread(self._compare)
+        count = await asyncio.to_thread(self.stage.compare)
         outcome = Outcome(ledger.as_dict(), count, _problems(ledger.as_dict(), count))
         self._tell(
             "balanced" if outcome.ok else "unbalanced",
@@ -188,10 +188,6 @@ class Story:
     def _since(self, event: str) -> float:
         """Seconds since the latest event of that name."""
         return round(self.elapsed_s - next(e.t_s for e in reversed(self.events) if e.event == event), 2)
-
-    def _compare(self) -> SinkCount:
-        """Every sequence number that the gateway's disk counts as offered and not dropped, looked up in the database."""
-        return self.stage.compare_with_sink()
 
 
 def valve(status: Status) -> str:

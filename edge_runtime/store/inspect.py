@@ -32,6 +32,11 @@ def read_drops(directory: Path) -> list[DropRun]:
     return _ask(directory, accounts.load_runs)
 
 
+def read_boots(directory: Path) -> dict[str, int]:
+    """The last number that each start committed, by boot: a sink must hold 1 to that, but for drops and what is pending."""
+    return _ask(directory, accounts.load_boots)
+
+
 def read_journal(directory: Path, kind: RecordKind = RecordKind.DECISION, limit: int = 100, *, id: str | None = None) -> list[JournalEntry]:
     """The newest entries of a kind, newest first; with `id`, that decision or action alone. Raises StoreError."""
     if id is None:
