@@ -34,7 +34,7 @@ def read_drops(directory: Path) -> list[DropRun]:
 
 def read_boots(directory: Path) -> dict[str, int]:
     """The last number that each start committed, by boot: a sink must hold 1 to that, but for drops and what is pending."""
-    return _ask(directory, accounts.load_boots)
+    return _ask(directory, lambda db: dict(db.execute("SELECT boot, last_seq FROM boot")))
 
 
 def read_journal(directory: Path, kind: RecordKind = RecordKind.DECISION, limit: int = 100, *, id: str | None = None) -> list[JournalEntry]:
