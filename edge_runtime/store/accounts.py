@@ -159,7 +159,7 @@ def load_boots(db: sqlite3.Connection) -> dict[str, int]:
 def load_runs(db: sqlite3.Connection) -> list[DropRun]:
     """Every remembered run of dropped numbers, in order."""
     rows = db.execute(
-        "SELECT boot, first_seq, last_seq, records, reason FROM drop_run JOIN boot ON no = boot_no ORDER BY boot_no, first_seq"
+        "SELECT boot, first_seq, drop_run.last_seq, records, reason FROM drop_run JOIN boot ON no = boot_no ORDER BY boot_no, first_seq"
     )
     return [DropRun(*row) for row in rows]
 

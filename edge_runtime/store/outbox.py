@@ -64,12 +64,12 @@ class Outbox:
     def release(self, row_ids: Sequence[int]) -> None:
         """Hands batches in flight back."""
         self._flight.land(row_ids)
-        self._wake()
+        self.wake()
 
     def hold_below(self, priority: Priority) -> None:
         """Passes over lower classes from now on."""
         self._lowest = priority
-        self._wake()
+        self.wake()
 
     async def wait(self) -> None:
         """Returns when there is something to peek."""
@@ -77,23 +77,25 @@ class Outbox:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             try:
-                await waiter
+                if not self._ready():  # a commit between the first look and the registration
+                    await waiter
             finally:
                 self._waiters.discard(waiter)
 
-    def update(self, batches: list[int]) -> None:
-        """New number of stored batches by priority, from the writer; on the loop."""
+    def update(self, batches: list[int]) -> bool:
+        """New number of stored batches by priority, from the writer's thread; whether somebody waits to hear of it."""
         self._batches = batches
-        self._wake()
+        return bool(self._waiters)
 
-    def _ready(self) -> bool:
-        return sum(self._batches[self._lowest :]) > self._flight.count_from(self._lowest)
-
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Looks again whether waiters may go on; on the loop."""
         if self._waiters and self._ready():
             for waiter in self._waiters:
                 if not waiter.done():
                     waiter.set_result(None)
+
+    def _ready(self) -> bool:
+        return sum(self._batches[self._lowest :]) > self._flight.count_from(self._lowest)
 
     def _land(self, job: Future[list[tuple[int, Batch]]]) -> None:
         if not job.cancelled() and job.exception() is None:

@@ -72,7 +72,7 @@ class Store:
         self._read_db: tuple[int, sqlite3.Connection] | None = None
         self.outbox = Outbox(flight, self._intake, self._reader, self._connect)
         self.outbox.update(self._settled.batches)
-        self._writer = Writer(session, self._intake, self._settled, flight.land, self.outbox.update, limits.transaction_bytes)
+        self._writer = Writer(session, self._intake, self._settled, flight, self.outbox, limits.transaction_bytes)
         self._writer.start()
         with contextlib.suppress(RuntimeError):
             self._adopt(asyncio.get_running_loop())

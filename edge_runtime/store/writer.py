@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
 
 from edge_runtime.errors import StoreError
 from edge_runtime.ledger import Balance
 from edge_runtime.store import accounts
+from edge_runtime.store.flight import Flight
 from edge_runtime.store.intake import Intake
+from edge_runtime.store.outbox import Outbox
 from edge_runtime.store.session import RECOVERY_S, Outcome, Session
 from edge_runtime.store.work import Work, take
 
@@ -35,23 +36,23 @@ class Settled:
 
 
 class Writer:
-    """Runs a session in a thread of its own. `on_settled` is called on the loop, at most once per commit."""
+    """Runs a session in a thread of its own. The loop is woken at most once per commit, and only where somebody waits."""
 
     def __init__(
         self,
         session: Session,
         intake: Intake,
         settled: Settled,
-        land: Callable[[list[int]], None],
-        on_settled: Callable[[list[int]], None],
+        flight: Flight,
+        outbox: Outbox,
         max_bytes: int,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._session = session
         self._intake = intake
         self._settled = settled
-        self._land = land
-        self._on_settled = on_settled
+        self._flight = flight
+        self._outbox = outbox
         self._max_bytes = max_bytes
         self._generation = session.generation
         self._thread = threading.Thread(target=self._run, name="edge-store", daemon=True)
@@ -84,7 +85,7 @@ class Writer:
 
     def _publish(self, work: Work, outcome: Outcome) -> None:
         rows = [row for ack in work.acks for row in ack.rows] if outcome.failure is None else []
-        self._land(rows + work.damaged)
+        self._flight.land(rows + work.damaged)
         settled = self._settled
         with settled.lock:
             change = outcome.changes.balance()
@@ -97,7 +98,8 @@ class Writer:
                 self._restate(settled)
         replies: list[Reply] = [(ack.done, outcome.failure or ack.records) for ack in work.acks]
         replies += [(flush.done, 0) for flush in work.flushes]
-        self._tell(replies, settled.batches)
+        if self._outbox.update(settled.batches) or replies:
+            self._tell(replies)
 
     def _restate(self, settled: Settled) -> None:
         """The file was replaced: what it no longer holds is dropped."""
@@ -107,12 +109,12 @@ class Writer:
         settled.balance.stored = stored
         settled.batches = accounts.load_batches(self._session.db)
 
-    def _tell(self, replies: list[Reply], batches: list[int]) -> None:
+    def _tell(self, replies: list[Reply]) -> None:
         if self.loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-                self.loop.call_soon_threadsafe(self._arrive, replies, batches)
+                self.loop.call_soon_threadsafe(self._arrive, replies)
 
-    def _arrive(self, replies: list[Reply], batches: list[int]) -> None:
+    def _arrive(self, replies: list[Reply]) -> None:
         for done, result in replies:
             if done.done():
                 continue
@@ -120,4 +122,4 @@ class Writer:
                 done.set_exception(result)
             else:
                 done.set_result(result)
-        self._on_settled(batches)
+        self._outbox.wake()
