@@ -57,6 +57,10 @@ class Room:
         self._pages -= need
         return True
 
+    def has_slack(self, db: sqlite3.Connection) -> bool:
+        """Whether a tenth of the cap is free."""
+        return self._measure(db) * 10 > self._limits.database_pages
+
     def _measure(self, db: sqlite3.Connection) -> int:
         used = db.execute("PRAGMA page_count").fetchone()[0]
         free = db.execute("PRAGMA freelist_count").fetchone()[0]

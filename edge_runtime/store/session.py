@@ -60,25 +60,23 @@ class Session:
 
     @property
     def troubled(self) -> bool:
-        """Whether the disk is full or failing: `recover` is worth calling."""
-        return bool(self._trouble_since)
+        """Whether the disk is full: `recover` is worth calling."""
+        return "disk_full" in self._trouble_since
 
     def open(self, boot: str, wall_ns: int) -> None:
         """Opens or begins the database and registers this start. Raises StoreError when the disk does not let us."""
         self.boot = boot
-        self.db = aside.open_or_replace(self._directory, self._limits, self._notify)
+        free = self._reserve.free_bytes()
+        if free < self._margin() // 2:
+            self._stop_growth(free)
         try:
+            self.db = aside.open_or_replace(self._directory, self._limits, self._notify)
             self.boot_no = accounts.begin_boot(self.db, boot, wall_ns)
             self._journal.load(self.db)
         except sqlite3.DatabaseError as err:
-            self._roll_back()
-            if primary_code(err) != sqlite3.SQLITE_FULL or not self._reserve.held():
-                raise wrapped(err, self._directory / schema.DATABASE) from err
-            self._disk_full(0)
-            self.boot_no = accounts.begin_boot(self.db, boot, wall_ns)
-            self._journal.load(self.db)
-        if not self._reserve.make() and not self.troubled:
-            self._disk_full(self._reserve.free_bytes())
+            raise wrapped(err, self._directory / schema.DATABASE) from err
+        if not self.troubled and not self._reserve.make():
+            self._stop_growth(self._reserve.free_bytes())
 
     def commit(self, work: Work) -> Outcome:
         """Makes a group durable, or counts its records as dropped."""
@@ -89,13 +87,14 @@ class Session:
             self._begin_afresh(work.finding)
         outcome = self._attempt(work)
         self._flight.settle()
+        self._watch_cap(outcome)
         if self.troubled:
             self.recover(bool(work.acks))
         return outcome
 
     def recover(self, now: bool = False) -> None:
         """Takes the reserve again when the disk has room for it; at most every half second unless `now`."""
-        if "disk_full" not in self._trouble_since or (not now and time.monotonic() < self._recover_at):
+        if not self.troubled or (not now and time.monotonic() < self._recover_at):
             return
         self._recover_at = time.monotonic() + RECOVERY_S
         if self._reserve.make(self._margin()) or (self._compact() and self._reserve.make(self._margin())):
@@ -137,7 +136,9 @@ class Session:
         if self._is_full(err):
             if not self._room.may_grow:
                 return False
-            self._disk_full(self._reserve.free_bytes())
+            self._stop_growth(self._reserve.free_bytes())
+            with contextlib.suppress(sqlite3.Error):
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return True
         if tries >= len(RETRY_AFTER_S) or "io_error" in self._trouble_since:
             return False
@@ -254,15 +255,13 @@ class Session:
             return True
         return code == sqlite3.SQLITE_IOERR and self._reserve.free_bytes() < _ALMOST_FULL_BYTES
 
-    def _disk_full(self, free_bytes: int) -> None:
+    def _stop_growth(self, free_bytes: int) -> None:
         self._room.may_grow = False
         self._room.forget()
         self._reserve.release()
         self._begin_trouble(
             "disk_full", f"{self._directory}: {free_bytes} bytes left on the disk; the outbox does not grow until there is room again"
         )
-        with contextlib.suppress(sqlite3.Error):
-            self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def _margin(self) -> int:
         return 4 * self._limits.transaction_bytes
@@ -303,6 +302,15 @@ class Session:
         self._journal.load(self.db)
         self.generation += 1
         return True
+
+    def _watch_cap(self, outcome: Outcome) -> None:
+        dropped = outcome.changes.balance().dropped
+        if self._room.may_grow and (DropReason.STORE_FULL in dropped or DropReason.EVICTED in dropped):
+            self._begin_trouble(
+                "store_full", f"{self._directory}: max_bytes {self._limits.max_bytes} is reached; records are dropped by policy"
+            )
+        elif "store_full" in self._trouble_since and self._room.has_slack(self.db):
+            self._end_trouble("store_full", "the store has room again")
 
     def _begin_trouble(self, kind: str, message: str) -> None:
         if kind not in self._trouble_since:
