@@ -240,7 +240,7 @@ def _rfft_magnitude(option: str = "") -> _Parts:
 
 def _rms() -> _Parts:
     def kernel(x: Array, out: Array) -> None:
-        np.add.reduce(x * x, axis=-1, out=out)
+        out[...] = np.add.reduce(x * x, axis=-1)
         out /= x.shape[-1]
         np.sqrt(out, out=out)
 

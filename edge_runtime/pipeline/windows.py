@@ -261,7 +261,7 @@ class Window:
         self._base = 0  # row number of the buffer's first column
         self._rows = 0
         self._next = self.size
-        self._aligned = self._single
+        self._aligned = self._single or self._mixed
         self._marks: deque[tuple[int, int]] = deque()  # row ranges that are UNCERTAIN
 
     def _lose(self, reason: str, at: Timestamp, seq: int) -> None:
