@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ class _State:
     epoch: int = 0  # rises when results under way lose their worth
     last_seq: int = 0
     waiting: int = 0  # inferences in a thread
+    waiting_since_ns: int | None = None  # None: nothing waits, or it is already known to hang
     forget_when_idle: bool = False
     failing_since_ns: int | None = None
     failures: int = 0
@@ -114,6 +116,7 @@ class Flow:
 
     `deterministic`: every inference is inline and the same readings give the same events, bit for bit; use it with a virtual
     clock, for latencies are read from `clock`. Without a running event loop at `apply`, everything is inline too.
+    A model in a thread that does not answer within `hang_s` makes its pipelines unknown.
     `on_drop(reason, count)` is told of windows not inferred: `inference_overrun`, `inference_outdated`.
     """
 
@@ -126,6 +129,7 @@ class Flow:
         on_drop: Callable[[str, int], None],
         gap: GapPolicy = GapPolicy(),  # noqa: B008 - frozen value
         inline_limit_ms: float = 2.0,
+        hang_s: float = 10.0,
     ) -> None:
         self._bus = bus
         self._clock = clock
@@ -134,6 +138,7 @@ class Flow:
         self._on_drop = on_drop
         self._gap = gap
         self._inline_limit_ns = inline_limit_ms * 1e6
+        self._hang_ns = int(hang_s * 1e9)
         self._routes: dict[str, tuple[tuple[Callable[[int, Reading], None], int], ...]] = {}
         self._sources: dict[WindowKey, _Source] = {}
         self._pipelines: tuple[_Pipeline, ...] = ()
@@ -187,7 +192,7 @@ class Flow:
         self._do(lambda: self._swap(plan))
 
     def tick(self, now: Timestamp) -> None:
-        """Runs what is due: channels that fell silent, schedules."""
+        """Runs what is due: channels that fell silent, schedules, pipelines whose model hangs."""
         self._do(lambda: self._tick(now))
 
     def notify(self, rule: str) -> None:
@@ -198,7 +203,8 @@ class Flow:
         """Monotonic time at which `tick` has something to do."""
         silent = [at for source in self._sources.values() if (at := source.window.deadline_ns()) is not None]
         due = [at for p in self._pipelines if p.trigger is not None and (at := p.trigger.deadline_ns()) is not None]
-        return min(silent + due, default=None)
+        hangs = [s.waiting_since_ns + self._hang_ns for s in self._states.values() if s.waiting_since_ns is not None]
+        return min(silent + due + hangs, default=None)
 
     @property
     def in_flight(self) -> int:
@@ -221,9 +227,9 @@ class Flow:
         self._sources = {}
         self._pipelines = ()
         self._retire({})
-        deadline_ns = self._now() + int(timeout_s * 1e9)
+        deadline_s = time.monotonic() + timeout_s
         for worker in self._retiring:
-            if not worker.join(max(0.0, (deadline_ns - self._now()) / 1e9)):
+            if not worker.join(max(0.0, deadline_s - time.monotonic())):
                 log.warning("model still running at close; it is left to end by itself")
         self._retiring = []
 
@@ -367,11 +373,14 @@ class Flow:
             self.counters.overruns += 1
             self._on_drop(OVERRUN, 1)
         else:
+            if not state.waiting:
+                state.waiting_since_ns = self._now()
             state.waiting += 1
             self._in_flight += 1
 
     def _settle(self, state: _State, epoch: int, result: Inference | Exception, at: Timestamp, seq: int) -> None:
         state.waiting -= 1
+        state.waiting_since_ns = self._now() if state.waiting else None
         self._in_flight -= 1
         if epoch != state.epoch:
             self.counters.outdated += 1
@@ -455,6 +464,12 @@ class Flow:
         for pipeline in self._pipelines:
             if pipeline.trigger is not None and pipeline.trigger.due(now.mono_ns):
                 self._infer_latest(pipeline, only_new=True)
+
+        for state in self._states.values():
+            if state.waiting_since_ns is not None and now.mono_ns - state.waiting_since_ns >= self._hang_ns:
+                state.waiting_since_ns = None
+                log.error("inference hangs pipeline=%s model=%s digest=%s", state.pipeline, state.model, state.digest)
+                self.become_unknown(state, now, state.last_seq)
 
     def _notify(self, rule: str) -> None:
         for pipeline in self._pipelines:

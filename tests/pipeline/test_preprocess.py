@@ -76,8 +76,8 @@ def test_the_declared_shape_is_the_real_one(names: list[str], channels: int, sam
     data = signal(channels, samples)
     try:
         shape = output_shape(parse_steps(names), data.shape)
-    except InputError as err:
-        assert "diff" in str(err)
+    except InputError:
+        assert "diff" in names
         return
     result = run(names, data)
     assert result.shape == shape
