@@ -214,6 +214,7 @@ def _settings(limits: Limits) -> tuple[str, ...]:
         f"wal_autocheckpoint = {limits.checkpoint_pages}",
         f"journal_size_limit = {2 * limits.checkpoint_pages * schema.PAGE_BYTES}",
         f"max_page_count = {limits.database_pages}",
+        "secure_delete = OFF",  # some distributions build it on: a delete would then write as much as an insert
         "temp_store = MEMORY",
         "cell_size_check = ON",
         "trusted_schema = OFF",
