@@ -196,9 +196,7 @@ class MqttSession:
     async def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: int = 0) -> None:
         size = len(topic) + len(payload) + _PACKET_OVERHEAD
         if size > self._max_packet:
-            raise MessageTooLarge(
-                f"{topic}: a message of {size} bytes is over the broker's limit of {self._max_packet} (maximum packet size)"
-            )
+            raise MessageTooLarge(f"{topic}: {size} bytes is over the broker's maximum packet size of {self._max_packet}")
         await self._take_place(topic)
         info = self._client.publish(topic, payload, qos, retain, self._publish_properties(expiry_s))
         if info.rc is not MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -293,7 +291,8 @@ class MqttSession:
             while True:
                 rc = self._client.loop_read()
                 if rc is not MQTTErrorCode.MQTT_ERR_SUCCESS:
-                    self._end(f"connection lost: {error_string(rc)}")
+                    refused = rc is MQTTErrorCode.MQTT_ERR_PROTOCOL and not self._connack.done()  # paho tells no more than that
+                    self._end("refused MQTT 3.1.1, or is no broker" if refused else f"connection lost: {error_string(rc)}")
                     return
                 if self._closed.done() or not self._sock.pending:
                     break

@@ -103,9 +103,10 @@ class Sink:
         attempt = 0
         try:
             while True:
-                started = time.monotonic()
+                started, commits = time.monotonic(), self.commits
                 reason = await self._attempt()
-                attempt = 0 if time.monotonic() - started > _RECONNECT_MAX_S else attempt + 1
+                steady = self.commits > commits or time.monotonic() - started > _RECONNECT_MAX_S
+                attempt = 0 if steady else attempt + 1
                 _log.warning("sink_link_down reason=%r", reason)
                 await asyncio.sleep(full_jitter_s(attempt, 0.2, _RECONNECT_MAX_S, random.random))
         finally:
@@ -246,6 +247,7 @@ async def _acknowledge(session: SinkSession, group: Sequence[Message], done: Com
 
 async def _acknowledge_gateway(session: SinkSession, origin: Origin, first_seqs: Sequence[int], refused: Sequence[int]) -> None:
     topic = GatewayTopics(origin.tenant, origin.gateway).ack
+    first_seqs = list(dict.fromkeys(first_seqs))
     for start in range(0, len(first_seqs), MAX_BATCHES):
         part = first_seqs[start : start + MAX_BATCHES]
         await session.publish(topic, encode_ack(origin.boot, part, [seq for seq in refused if seq in part]))
