@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edge_runtime.store import accounts, schema
-from edge_runtime.store.database import Limits, Unusable, open_database, open_reader
+from edge_runtime.store.database import Limits, Unusable, open_database
 
 _KEPT_TABLES = ("dropped", "drop_run", "slot", "journal")
 
@@ -61,7 +61,7 @@ def set_aside(directory: Path, state: str) -> Path:
 def _salvage(fresh: sqlite3.Connection, kept: Path) -> tuple[int, int]:
     """Copies what is sound from `kept`; returns the records saved, and those known to be lost."""
     try:
-        old = open_reader(kept)
+        old = _open_damaged(kept)
     except (sqlite3.Error, OSError):
         return 0, 0
     try:
@@ -75,6 +75,14 @@ def _salvage(fresh: sqlite3.Connection, kept: Path) -> tuple[int, int]:
     lost = accounts.settle_damage(fresh, [no for (no,) in fresh.execute("SELECT no FROM boot").fetchall()])
     fresh.execute("COMMIT")
     return accounts.count_rows(fresh), lost
+
+
+def _open_damaged(kept: Path) -> sqlite3.Connection:
+    """Leaves no trace beside a file without a log, and reads a file that is shorter than its header says."""
+    unlogged = "" if Path(f"{kept}-wal").exists() else "&immutable=1"
+    old = sqlite3.connect(f"{kept.absolute().as_uri()}?mode=ro{unlogged}", uri=True)
+    old.execute("PRAGMA writable_schema = ON")
+    return old
 
 
 def _copy(old: sqlite3.Connection, fresh: sqlite3.Connection, table: str) -> None:

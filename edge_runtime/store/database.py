@@ -95,7 +95,10 @@ class Reserve:
 
     def free_bytes(self) -> int:
         """What this user may still write on the disk."""
-        stat = os.statvfs(self._directory)
+        try:
+            stat = os.statvfs(self._directory)
+        except OSError:
+            return 0
         return stat.f_bavail * stat.f_frsize
 
     def held(self) -> bool:
@@ -196,9 +199,10 @@ def _connect(path: Path, limits: Limits) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         try:
+            _identify(connection, path)  # before any setting that would change a file that is not ours
             for setting in _settings(limits):
                 connection.execute(f"PRAGMA {setting}")
-        except sqlite3.DatabaseError:
+        except (sqlite3.DatabaseError, StoreError):
             connection.close()
             raise
     finally:
@@ -221,17 +225,25 @@ def _settings(limits: Limits) -> tuple[str, ...]:
     )
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
+def _identify(connection: sqlite3.Connection, path: Path) -> None:
+    if _is_blank(connection):
+        return
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     application = connection.execute("PRAGMA application_id").fetchone()[0]
-    if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
-        connection.executescript(f"BEGIN;{schema.SCHEMA}COMMIT;")
-        return
     if application != schema.APPLICATION_ID:
         raise Unusable("corrupt", f"{path} is not a store of this product (application id {application:#x})")
     if version > schema.VERSION:
         raise Unusable("newer", f"{path} has schema {version}, this version reads up to {schema.VERSION}")
-    if path.stat().st_size <= CHECK_UP_TO_BYTES:
+
+
+def _is_blank(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    if _is_blank(connection):
+        connection.executescript(f"BEGIN;{schema.SCHEMA}COMMIT;")
+    elif path.stat().st_size <= CHECK_UP_TO_BYTES:
         finding = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if finding != "ok":
             raise Unusable("corrupt", f"{path}: {finding}")

@@ -36,7 +36,15 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 class Outbox:
     """See `ports.Outbox` and `ports.PausableOutbox`."""
 
-    def __init__(self, flight: Flight, intake: Intake, reader: Executor, connect: Callable[[], sqlite3.Connection]) -> None:
+    def __init__(
+        self,
+        flight: Flight,
+        intake: Intake,
+        reader: Executor,
+        connect: Callable[[], sqlite3.Connection],
+        adopt: Callable[[asyncio.AbstractEventLoop], None],
+    ) -> None:
+        self._adopt = adopt
         self._flight = flight
         self._intake = intake
         self._reader = reader
@@ -46,7 +54,10 @@ class Outbox:
         self._waiters: set[asyncio.Future[None]] = set()
 
     async def peek(self, max_batches: int, after: int = 0) -> Sequence[tuple[int, Batch]]:
-        """The next batches to send, as (row id, batch); they are in flight from now on."""
+        """The next batches to send, as (row id, batch); they are in flight from now on.
+
+        Raises StoreError when the disk cannot be read; an empty answer while `wait` returns means that damage is being removed.
+        """
         del after
         job = self._reader.submit(self._read, max_batches, self._lowest)
         try:
@@ -56,8 +67,13 @@ class Outbox:
             raise
 
     async def acknowledge(self, boot: str, first_seqs: Sequence[int]) -> int:
-        """Deletes batches for good; returns how many records that were once that is durable. Raises StoreFull, StoreError."""
-        done = asyncio.get_running_loop().create_future()
+        """Deletes batches for good; returns how many records that were once that is durable.
+
+        Raises StoreFull or StoreError when the disk cannot keep that: the batches stay in flight until released.
+        """
+        loop = asyncio.get_running_loop()
+        self._adopt(loop)
+        done = loop.create_future()
         self._intake.put(Ack(boot, tuple(first_seqs), done))
         return int(await done)
 
@@ -73,8 +89,10 @@ class Outbox:
 
     async def wait(self) -> None:
         """Returns when there is something to peek."""
+        loop = asyncio.get_running_loop()
+        self._adopt(loop)
         while not self._ready():
-            waiter = asyncio.get_running_loop().create_future()
+            waiter = loop.create_future()
             self._waiters.add(waiter)
             try:
                 if not self._ready():  # a commit between the first look and the registration

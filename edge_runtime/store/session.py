@@ -16,7 +16,7 @@ from edge_runtime.errors import StoreError, StoreFull
 from edge_runtime.ledger import DropReason
 from edge_runtime.store import accounts, aside, schema
 from edge_runtime.store.accounts import Changes
-from edge_runtime.store.database import Limits, Reserve, is_damage, open_database, primary_code, wrapped
+from edge_runtime.store.database import Limits, Reserve, Unusable, is_damage, open_database, primary_code, wrapped
 from edge_runtime.store.flight import Flight
 from edge_runtime.store.intake import Ack, Put
 from edge_runtime.store.journal import Journal
@@ -56,12 +56,13 @@ class Session:
         self.boot = ""
         self.boot_no = 0
         self.generation = 0  # rises when the file was replaced
+        self._closed = False
         self.db: sqlite3.Connection
 
     @property
     def troubled(self) -> bool:
-        """Whether the disk is full: `recover` is worth calling."""
-        return "disk_full" in self._trouble_since
+        """Whether the disk is full or failing: `recover` is worth calling."""
+        return "disk_full" in self._trouble_since or "io_error" in self._trouble_since
 
     def open(self, boot: str, wall_ns: int) -> None:
         """Opens or begins the database and registers this start. Raises StoreError when the disk does not let us."""
@@ -85,18 +86,26 @@ class Session:
         self._kept_puts = {}
         if work.finding:
             self._begin_afresh(work.finding)
+        failing = "io_error" in self._trouble_since
         outcome = self._attempt(work)
         self._flight.settle()
         self._watch_cap(outcome)
+        if failing:
+            self._recover_at = time.monotonic() + RECOVERY_S
         if self.troubled:
             self.recover(bool(work.acks))
         return outcome
 
     def recover(self, now: bool = False) -> None:
-        """Takes the reserve again when the disk has room for it; at most every half second unless `now`."""
-        if not self.troubled or (not now and time.monotonic() < self._recover_at):
+        """Tries a failing disk, and takes the reserve again when the disk has room; at most every half second unless `now`."""
+        if not now and time.monotonic() < self._recover_at:
             return
         self._recover_at = time.monotonic() + RECOVERY_S
+        if "io_error" in self._trouble_since:
+            puts, self._kept_puts = self._kept_puts, {}
+            self._attempt(Work(puts=puts))
+        if "disk_full" not in self._trouble_since:
+            return
         if self._reserve.make(self._margin()) or (self._compact() and self._reserve.make(self._margin())):
             self._room.may_grow = True
             self._room.forget()
@@ -112,13 +121,13 @@ class Session:
         with contextlib.suppress(sqlite3.Error):
             if self._unsaved or self._kept_puts:
                 self._transact(Work(puts=self._kept_puts))
-        with contextlib.suppress(sqlite3.Error):
-            self.db.close()
+        self._close()
 
     def _attempt(self, work: Work) -> Outcome:
         tries = 0
         while True:
             try:
+                self._open_again()
                 outcome = Outcome(self._transact(work))
             except (sqlite3.Error, StoreError) as err:
                 self._roll_back()
@@ -143,7 +152,8 @@ class Session:
         if tries >= len(RETRY_AFTER_S) or "io_error" in self._trouble_since:
             return False
         time.sleep(RETRY_AFTER_S[tries])
-        return self._reopen()
+        self._close()
+        return True
 
     def _give_up(self, work: Work, err: Exception) -> Outcome:
         reason = DropReason.DISK_FULL if self._is_full(err) else DropReason.IO_ERROR
@@ -182,6 +192,8 @@ class Session:
             self._keep(put)
         if work.journal:
             self._journal.append(db, self.boot, work.journal, self._room)
+        if "io_error" in self._trouble_since:
+            db.execute("UPDATE boot SET last_seq=last_seq WHERE no=?", (self.boot_no,))  # a commit without a write proves nothing
         changes.save(db)
         self._unsaved.save(db)
         db.execute("COMMIT")
@@ -281,20 +293,30 @@ class Session:
         self._room.forget()
         return True
 
-    def _reopen(self) -> bool:
-        with contextlib.suppress(sqlite3.Error):
-            self.db.close()
+    def _open_again(self) -> None:
+        """After an I/O error. Raises StoreError as long as that lasts."""
+        if not self._closed:
+            return
         try:
             self.db = open_database(self._directory, self._limits)
-        except StoreError:
-            return True  # the next try fails on the closed connection and ends in _give_up
-        return True
+            self._closed = False
+            self._journal.load(self.db)
+        except Unusable as err:
+            if not self._begin_afresh(str(err)):
+                raise
+        except sqlite3.DatabaseError as err:
+            raise wrapped(err, self._directory / schema.DATABASE) from err
 
-    def _begin_afresh(self, finding: str) -> bool:
+    def _close(self) -> None:
+        self._closed = True
         with contextlib.suppress(sqlite3.Error):
             self.db.close()
+
+    def _begin_afresh(self, finding: str) -> bool:
+        self._close()
         try:
             self.db = aside.replace(self._directory, self._limits, "corrupt", finding, self._notify)
+            self._closed = False
             accounts.keep_boot(self.db, self.boot_no, self.boot)
         except (sqlite3.Error, StoreError):
             return False
@@ -309,8 +331,10 @@ class Session:
             self._begin_trouble(
                 "store_full", f"{self._directory}: max_bytes {self._limits.max_bytes} is reached; records are dropped by policy"
             )
-        elif "store_full" in self._trouble_since and self._room.has_slack(self.db):
-            self._end_trouble("store_full", "the store has room again")
+        elif "store_full" in self._trouble_since:
+            with contextlib.suppress(sqlite3.Error):
+                if self._room.has_slack(self.db):
+                    self._end_trouble("store_full", "the store has room again")
 
     def _begin_trouble(self, kind: str, message: str) -> None:
         if kind not in self._trouble_since:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,7 +71,7 @@ class Store:
         self._offered_before = self._settled.balance.offered
         self._reader = ThreadPoolExecutor(1, "edge-store-read")
         self._read_db: tuple[int, sqlite3.Connection] | None = None
-        self.outbox = Outbox(flight, self._intake, self._reader, self._connect)
+        self.outbox = Outbox(flight, self._intake, self._reader, self._connect, self._adopt)
         self.outbox.update(self._settled.batches)
         self._writer = Writer(session, self._intake, self._settled, flight, self.outbox, limits.transaction_bytes)
         self._writer.start()
@@ -250,16 +251,23 @@ class _Bell:
     def __init__(self, on_notice: Notice | None) -> None:
         self._on_notice = on_notice
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._opener = threading.get_ident()
+        self._kept: list[tuple[str, str]] = []
 
     def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        while self._kept:
+            self.ring(*self._kept.pop(0))
 
     def ring(self, kind: str, message: str) -> None:
-        log.warning("%s %s", kind, message)
         if self._on_notice is None:
+            log.warning("%s %s", kind, message)
             return
         if self._loop is None:
-            self._on_notice(kind, message)
+            if threading.get_ident() == self._opener:
+                self._on_notice(kind, message)
+            else:
+                self._kept.append((kind, message))
             return
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._on_notice, kind, message)

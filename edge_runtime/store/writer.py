@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sqlite3
 import threading
 
 from edge_runtime.errors import StoreError
-from edge_runtime.ledger import Balance
+from edge_runtime.ledger import Balance, DropReason
 from edge_runtime.store import accounts
 from edge_runtime.store.flight import Flight
 from edge_runtime.store.intake import Intake
@@ -103,11 +104,14 @@ class Writer:
 
     def _restate(self, settled: Settled) -> None:
         """The file was replaced: what it no longer holds is dropped."""
+        try:
+            stored = accounts.load_balance(self._session.db).stored
+            settled.batches = accounts.load_batches(self._session.db)
+        except sqlite3.Error:
+            return  # the disk fails as well: with the next group
         self._generation = self._session.generation
-        stored = accounts.load_balance(self._session.db).stored
-        settled.balance.drop("corrupt", max(0, settled.balance.stored - stored))
+        settled.balance.drop(DropReason.CORRUPT, max(0, settled.balance.stored - stored))
         settled.balance.stored = stored
-        settled.batches = accounts.load_batches(self._session.db)
 
     def _tell(self, replies: list[Reply]) -> None:
         if self.loop is not None:
