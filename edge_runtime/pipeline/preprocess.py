@@ -23,6 +23,8 @@ Kernel = Callable[[Array, Array], object]
 
 _Parts = tuple[Callable[[Shape], Shape], Callable[[Shape], Kernel], bool]  # the fields of a Step after its text
 _EPSILON = 1e-6
+_FEW_ROWS = 8
+SMALL = 8192  # above this a BLAS product may start threads
 _TEXT = re.compile(r"^\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:\(([^()]*)\))?\s*$")
 
 
@@ -59,7 +61,7 @@ class NotFinite(InputError):
 
 def is_finite(values: FloatArray) -> bool:
     """Whether a 1-D array holds no NaN and no infinity. About 0.3 us for sensor-sized arrays."""
-    if values.size <= 8192 and math.isfinite(values.dot(values)):
+    if values.size <= SMALL and math.isfinite(values.dot(values)):
         return True
     return bool(np.isfinite(values).all())
 
@@ -151,16 +153,34 @@ def _means(x: Array) -> Array:
 
 
 def _standardize() -> _Parts:
-    def kernel(x: Array, out: Array) -> None:
-        count = x.shape[-1]
-        np.subtract(x, _means(x), out=out)
-        deviation = np.add.reduce(out * out, axis=-1, keepdims=True)
-        deviation /= count
-        np.sqrt(deviation, out=deviation)
-        deviation += _EPSILON
-        np.divide(out, deviation, out=out)
+    def build(shape: Shape) -> Kernel:
+        if len(shape) == 1:
+            return _standardize_row
+        return _standardize_rows if shape[0] <= _FEW_ROWS else _standardize_together
 
-    return _elementwise(kernel)
+    return _same, build, True
+
+
+def _standardize_rows(x: Array, out: Array) -> None:
+    for row, into in zip(x, out, strict=True):
+        _standardize_row(row, into)
+
+
+def _standardize_row(x: Array, out: Array) -> None:
+    """Three times as fast for one row as arrays of one element are."""
+    count = x.size
+    np.subtract(x, np.float32(float(np.add.reduce(x, dtype=np.float64)) / count), out=out)
+    energy = float(out.dot(out)) if count <= SMALL else float(np.add.reduce(out * out))
+    np.multiply(out, np.float32(1 / (math.sqrt(energy / count) + _EPSILON)), out=out)
+
+
+def _standardize_together(x: Array, out: Array) -> None:
+    np.subtract(x, _means(x), out=out)
+    deviation = np.add.reduce(out * out, axis=-1, keepdims=True)
+    deviation /= x.shape[-1]
+    np.sqrt(deviation, out=deviation)
+    deviation += _EPSILON
+    np.divide(out, deviation, out=out)
 
 
 def _demean() -> _Parts:

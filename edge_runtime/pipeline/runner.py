@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
 from edge_runtime.errors import ModelRefused, RefusalReason
-from edge_runtime.pipeline.preprocess import Chain, NotFinite, Shape, Step, is_finite, output_shape
+from edge_runtime.pipeline.preprocess import SMALL, Chain, NotFinite, Shape, Step, is_finite, output_shape
 from edge_runtime.pipeline.windows import Snapshot
 from edge_runtime.ports import LoadedModel
 from edge_runtime.types import Array, Inference, TensorInfo
@@ -158,6 +159,7 @@ class Binding:
         self._plain = not steps
         self._target = self.fit.target
         self._flat = self.fit.flat
+        self._energy: Callable[[Array], float] = self._flat.dot if self._flat.size <= SMALL else _unknown_energy
         self._inputs = [self.fit.tensor]
         self._run = handle.model.run
         self._name, self._digest, self._labels = handle.name, handle.digest, handle.labels
@@ -176,7 +178,7 @@ class Binding:
             self._target[...] = window.data
         else:
             self._chain(window.data)
-        if not is_finite(self._flat):
+        if not (isfinite(self._energy(self._flat)) or is_finite(self._flat)):
             raise NotFinite(f"pipeline {self.pipeline}: NaN or infinity after preprocessing; the model was not run")
         begun = now()
         outputs = self._run(self._inputs)
@@ -198,6 +200,11 @@ class Binding:
             return values
         count = len(self._labels)
         return softmax(values[:count]) + values[count:]
+
+
+def _unknown_energy(flat: Array) -> float:
+    """For large tensors, whose product BLAS may spread over threads: `is_finite` looks for itself."""
+    return math.nan
 
 
 def _flatten(outputs: Sequence[Array]) -> list[float]:

@@ -20,12 +20,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from math import isfinite
 from typing import Literal
 
 import msgspec
 import numpy as np
 
-from edge_runtime.pipeline.preprocess import is_finite
+from edge_runtime.pipeline.preprocess import SMALL, is_finite
 from edge_runtime.types import FloatArray, Quality, Reading, Timestamp
 
 _FLOAT32_MAX = 3.4028234e38
@@ -176,6 +177,7 @@ class Window:
         self._timed = gap.by != "off"
         self._by_source = gap.by in ("auto", "source")
         self._by_ingest = gap.by in ("auto", "ingest")
+        self._mark_units = gap.mark_periods - 1
         self._jitter_ns = gap.jitter_s * 1e9
         self._buffer: FloatArray = np.zeros((len(channels), size + max(size, _MIN_SLACK_ROWS)), np.float32)
         self._lanes = [_Lane(timing, row) for timing, row in zip(channels, self._buffer, strict=True)]
@@ -206,9 +208,10 @@ class Window:
         lane.held = False
         value = reading.value
         if block is not None:
-            if len(block) == 0:
+            count = len(block)
+            if count == 0:
                 return
-            if not is_finite(block):
+            if (count > SMALL or not isfinite(block.dot(block))) and not is_finite(block):
                 self._lose("not_finite", at, reading.seq)
                 return
             if self._mixed:
@@ -302,7 +305,7 @@ class Window:
         missing = start - previous - period
         if not by_source:
             missing -= self._jitter_ns
-        if missing > (self._gap.mark_periods - 1) * unit:
+        if missing > self._mark_units * unit:
             forgiven = lane.hold or (block is None and missing <= (self._gap.reset_periods - 1) * unit)
             return _MARKED if forgiven else _BROKEN
         if by_source and start - previous <= (period - unit if block is None else (period - unit) / 2):
@@ -338,24 +341,37 @@ class Window:
         self._advance(reading.seq, reading.at)
 
     def _write_block(self, lane: _Lane, block: FloatArray, reading: Reading, quality: Quality) -> None:
-        done, count = 0, len(block)
+        count = len(block)
         if quality is not _GOOD:
             self._marks.append((lane.head, lane.head + count))
+        end = lane.head - self._base + count
+        if end <= len(lane.row):
+            lane.row[end - count : end] = block
+            lane.head += count
+            lane.note(reading.seq, reading.at.mono_ns)
+        elif not self._write_in_parts(lane, block, reading):
+            self._lose("unaligned", reading.at, reading.seq)
+            return
+        if lane.hold:
+            lane.last = float(block[-1])
+        self._advance(reading.seq, reading.at)
+
+    def _write_in_parts(self, lane: _Lane, block: FloatArray, reading: Reading) -> bool:
+        """As much at a time as the buffer takes. False when this channel has run too far ahead of the others."""
+        done, count = 0, len(block)
         while done < count:
             index = lane.head - self._base
             taken = min(count - done, len(lane.row) - index)
-            if taken == 0:
-                if not self._make_room(lane):
-                    self._lose("unaligned", reading.at, reading.seq)
-                    return
-                continue
-            lane.row[index : index + taken] = block if taken == count else block[done : done + taken]
-            done += taken
-            lane.head += taken
-            lane.note(reading.seq, reading.at.mono_ns)
-            if self._single or done == count:
-                lane.last = float(block[done - 1])
-                self._advance(reading.seq, reading.at)
+            if taken:
+                lane.row[index : index + taken] = block[done : done + taken]
+                done += taken
+                lane.head += taken
+                lane.note(reading.seq, reading.at.mono_ns)
+                if self._single:
+                    self._advance(reading.seq, reading.at)
+            elif not self._make_room(lane):
+                return False
+        return True
 
     def _unpair(self, lane: _Lane, reading: Reading) -> None:
         """Gives up pending scalars of other channels that are too old to share a row with this one."""
