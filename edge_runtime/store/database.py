@@ -98,7 +98,7 @@ class Reserve:
         try:
             stat = os.statvfs(self._directory)
         except OSError:
-            return 0
+            return 1 << 62  # unknown: whoever writes will be told
         return stat.f_bavail * stat.f_frsize
 
     def held(self) -> bool:

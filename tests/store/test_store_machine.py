@@ -142,7 +142,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(coroutine)
 
 
-StoreMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
 
 
 @pytest.mark.slow
