@@ -116,7 +116,7 @@ class Store:
         """
         seq = self._seq + 1
         try:
-            data = encode_record(seq, kind, at.mono_ns, at.wall_ns, at.wall_err_ns, body)
+            data = encode_record(seq, kind._value_, at.mono_ns, at.wall_ns, at.wall_err_ns, body)
         except (TypeError, ValueError, OverflowError) as err:
             raise InputError(f"body of a {kind.name} record cannot be encoded: {err}") from err
         self._seq = seq
