@@ -1,0 +1,177 @@
+"""The status document: everything a person or program may want to know of a running gateway, as plain values."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_runtime import __version__
+from edge_runtime.access.local import Route
+from edge_runtime.errors import InputError
+from edge_runtime.types import Action, Decision, Inference, Quality, Reading
+
+if TYPE_CHECKING:
+    from edge_runtime.app import Gateway
+
+_RECENT = 32
+
+
+class StatusReport:
+    """Watches the bus of one gateway and answers the local API."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._begun_ns = gateway.clock.monotonic_ns()
+        self._inferences: dict[str, tuple[Inference, int]] = {}
+        self._decisions: deque[Decision] = deque(maxlen=_RECENT)
+        self._actions: dict[str, Action] = {}
+        bus = gateway.loop.bus
+        bus.subscribe(Inference, self._on_inference)
+        bus.subscribe(Decision, self._decisions.append)
+        bus.subscribe(Action, self._on_action)
+
+    def routes(self) -> Mapping[tuple[str, str], Route]:
+        """What the local API serves."""
+        return {
+            ("GET", "/status"): self._get_status,
+            ("GET", "/ledger"): self._get_ledger,
+            ("GET", "/explain"): self._get_explanation,
+            ("POST", "/flag"): self._set_flag,
+        }
+
+    def report(self) -> Mapping[str, Any]:
+        """What goes to the controller as reported state."""
+        return {"ledger": self._gateway.store.ledger().as_dict(), "status": self._summary()}
+
+    def line(self) -> str:
+        """One line for `systemctl status`."""
+        ledger = self._gateway.store.ledger()
+        link = "up" if self._gateway.uplink and self._gateway.uplink.up else "down"
+        active = ", ".join(self._gateway.loop.engine.active) or "no rule active"
+        return f"link {link}; pending {ledger.pending}; {active}"
+
+    def status(self) -> dict[str, Any]:
+        """The whole document, as `status --json` prints it."""
+        gateway = self._gateway
+        now_ns = gateway.clock.monotonic_ns()
+        return {
+            **self._summary(),
+            "boot": gateway.store.boot,
+            "ready": gateway.ready,
+            "uptime_s": (now_ns - self._begun_ns) / 1e9,
+            "clock": {"wall_err_ns": gateway.clock.now().wall_err_ns},
+            "link": self._link(),
+            "ledger": {**gateway.store.ledger().as_dict(), "kept_local": gateway.loop.recorder.kept_local},
+            "ingest": {"samples": gateway.loop.ingest.counters.samples, "unbound": gateway.loop.ingest.counters.unbound},
+            "adapters": self._adapters(),
+            "channels": {name: _channel(reading, now_ns) for name, reading in gateway.loop.ingest.latest.items()},
+            "pipelines": {name: _inference(inference, count) for name, (inference, count) in self._inferences.items()},
+            "actuators": self._actuators(),
+            "flags": dict(gateway.loop.flags),
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        gateway = self._gateway
+        return {
+            "gateway": gateway.config.gateway.id,
+            "tenant": gateway.config.gateway.tenant,
+            "version": __version__,
+            "deployment": {"revision": gateway.deployment.revision},
+            "models": {
+                "served": {name: handle.digest for name, handle in gateway.served.handles.items()},
+                "refused": dict(gateway.served.refused),
+            },
+            "rules": {"active": sorted(gateway.loop.engine.active), "decisions": [d.id for d in self._decisions]},
+        }
+
+    def _link(self) -> dict[str, Any]:
+        if self._gateway.uplink is None:
+            return {"up": False, "detail": "no broker in the gateway file: running offline", "counters": {}}
+        health = self._gateway.uplink.health()
+        return {"up": self._gateway.uplink.up, "detail": health.detail, "counters": health.counters}
+
+    def _adapters(self) -> dict[str, Any]:
+        return {
+            name: {
+                "connected": supervisor.connected,
+                "detail": supervisor.detail,
+                "counters": dict(supervisor.adapter.health().counters),
+            }
+            for name, supervisor in self._gateway.supervisors.items()
+        }
+
+    def _actuators(self) -> dict[str, Any]:
+        document = {}
+        for name, state in self._gateway.loop.actuation.states().items():
+            action = self._actions.get(name)
+            document[name] = {
+                "state": state,
+                "cause": action.cause if action else "",
+                "decision": action.decision if action else "",
+                "outcome": action.outcome.value if action else "",
+            }
+        return document
+
+    def _on_inference(self, inference: Inference) -> None:
+        _, count = self._inferences.get(inference.pipeline, (inference, 0))
+        self._inferences[inference.pipeline] = (inference, count + 1)
+
+    def _on_action(self, action: Action) -> None:
+        self._actions[action.actuator] = action
+
+    async def _get_status(self, query: Mapping[str, str]) -> Any:
+        return self.status()
+
+    async def _get_ledger(self, query: Mapping[str, str]) -> Any:
+        return self._gateway.store.ledger().as_dict()
+
+    async def _get_explanation(self, query: Mapping[str, str]) -> Any:
+        rules = {rule.rule: rule for rule in self._gateway.deployment.rules}
+        name = query.get("rule", "")
+        if name not in rules:
+            raise InputError(f"no rule `{name}` in the deployment (known: {', '.join(rules) or 'none'})")
+        premises = self._gateway.loop.engine.explain(name)
+        return {
+            "rule": name,
+            "when": rules[name].when,
+            "until": rules[name].until,
+            "active": name in self._gateway.loop.engine.active,
+            "premises": [{"text": p.text, "truth": p.truth, "value": p.value, "seq": p.seq} for p in premises],
+        }
+
+    async def _set_flag(self, query: Mapping[str, str]) -> Any:
+        name, value = query.get("name", ""), query.get("value", "")
+        if value not in ("true", "false"):
+            raise InputError(f"value: expected `true` or `false`, got `{value}`")
+        self._gateway.loop.set_flag(name, value == "true")
+        return {"flags": dict(self._gateway.loop.flags)}
+
+
+def _channel(reading: Reading, now_ns: int) -> dict[str, Any]:
+    value = reading.value
+    if reading.block is not None and len(reading.block):
+        value = float(np.sqrt(np.mean(np.square(reading.block, dtype=np.float64))))
+    return {
+        "value": value,
+        "unit": reading.unit,
+        "kind": "rms" if reading.block is not None else "value",
+        "quality": Quality(reading.quality).name.lower(),
+        "seq": reading.seq,
+        "age_s": (now_ns - reading.at.mono_ns) / 1e9,
+    }
+
+
+def _inference(inference: Inference, count: int) -> dict[str, Any]:
+    return {
+        "label": inference.label,
+        "score": inference.score,
+        "values": list(inference.values[:16]),
+        "quality": Quality(inference.quality).name.lower(),
+        "model": inference.model,
+        "digest": inference.digest,
+        "latency_ms": inference.latency_ns / 1e6,
+        "count": count,
+    }

@@ -1,0 +1,290 @@
+"""Judges documents beyond their types: references, units, rules, shapes, bindings. Static: nothing is started, no hardware is touched."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.clock import VirtualClock
+from edge_runtime.config.deployment import Deployment, PipelineSpec
+from edge_runtime.config.gateway import GatewayFile
+from edge_runtime.config.load import decode, read
+from edge_runtime.config.positions import Document, parse_document
+from edge_runtime.config.references import manifest_labels, resolve_model
+from edge_runtime.config.verbs import actions
+from edge_runtime.errors import ConfigError, InputError, MissingDependency, ModelRefused, Problem
+from edge_runtime.pipeline.preprocess import output_shape, parse_steps
+from edge_runtime.pipeline.runner import fit_input
+from edge_runtime.pipeline.triggers import make_trigger
+from edge_runtime.reasoning.facts import FactType, fact_types
+from edge_runtime.reasoning.semantics import check as check_condition
+from edge_runtime.reasoning.language import parse
+from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, find, load
+from edge_runtime.serving import choose_backend
+from edge_runtime.units import conversion, parse_unit
+
+_LONGEST_WINDOW_S = 3600.0
+_WRONG_TIMES = "this window takes {:.0f} s to fill (at most {:.0f} s); lower `size` or correct `rate_hz`"
+
+
+def check_files(paths: Iterable[Path], gateway: Path | None = None) -> list[Problem]:
+    """Every problem of the documents, each judged as what it is; a deployment also against `gateway`, when that is given."""
+    problems: list[Problem] = []
+    bound: GatewayFile | None = None
+    if gateway is not None:
+        try:
+            bound = decode(parse_document(read(gateway), str(gateway)), GatewayFile)
+        except ConfigError as err:
+            problems += err.problems
+    for path in paths:
+        problems += check_file(path, bound)
+    return problems
+
+
+def check_file(path: Path, gateway: GatewayFile | None = None) -> list[Problem]:
+    """Every problem of one document."""
+    try:
+        document = parse_document(read(path), str(path))
+        if kind_of(document) == "gateway":
+            return _check_gateway(document, path)
+        return _check_deployment(document, path, gateway)
+    except ConfigError as err:
+        return list(err.problems)
+
+
+def kind_of(document: Document) -> str:
+    """`gateway` or `deployment`, told by the keys that only one of them has."""
+    keys = set(document.value) if isinstance(document.value, dict) else set()
+    return "gateway" if keys & {"gateway", "adapters", "broker", "store", "deployment"} else "deployment"
+
+
+# -- gateway file ---------------------------------------------------------------------------------------------------------
+
+
+def _check_gateway(document: Document, path: Path) -> list[Problem]:
+    config = decode(document, GatewayFile)
+    for name, spec in config.adapters.items():
+        _try(document, f"adapters.{name}.driver", lambda driver=spec.driver: find(ADAPTERS, driver))  # type: ignore[misc]
+        _try(document, f"adapters.{name}.options", lambda name=name: _build_adapter(config, name, path.parent))  # type: ignore[misc]
+    for section, bindings in (("sensors", config.sensors), ("actuators", config.actuators)):
+        for name, binding in bindings.items():
+            if binding.adapter not in config.adapters:
+                document.report(f"{section}.{name}.adapter", _unknown("adapter", binding.adapter, config.adapters))
+    for name, sensor in config.sensors.items():
+        if sensor.unit is not None:
+            _try(document, f"sensors.{name}.unit", lambda unit=sensor.unit: parse_unit(unit))  # type: ignore[misc]
+    _check_broker(document, config, path.parent)
+    problems = _sorted(document)
+    if config.deployment is not None:
+        problems += check_file(path.parent / config.deployment, config)
+    return problems
+
+
+def _check_broker(document: Document, config: GatewayFile, base: Path) -> None:
+    broker = config.broker
+    if broker is None:
+        return
+    _try(document, "broker.transport", lambda: find(SYNC_TRANSPORTS, broker.transport))
+    tls = broker.tls
+    files = {"broker.password_file": broker.password_file}
+    if tls is not None:
+        files |= {"broker.tls.ca": tls.ca, "broker.tls.cert": tls.cert, "broker.tls.key": tls.key}
+        if (tls.cert is None) != (tls.key is None):
+            document.report("broker.tls", "expected both `cert` and `key` or neither: a client certificate needs its key")
+    for key, name in files.items():
+        if name is not None and not (base / name).is_file():
+            document.report(key, f"file {base / name} does not exist")
+
+
+def _build_adapter(config: GatewayFile, name: str, base: Path) -> None:
+    spec = config.adapters[name]
+    try:
+        factory = load(ADAPTERS, spec.driver)
+    except InputError:
+        return  # reported at the driver
+    factory(name, absolute_options(spec.options, base), VirtualClock())
+
+
+def absolute_options(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """Paths in an adapter's options (keys `file`, `files`, `path`, `panel`) made relative to the gateway file."""
+    resolved = dict(options)
+    for key in ("file", "files", "path", "panel"):
+        value = resolved.get(key)
+        if isinstance(value, str):
+            resolved[key] = str(base / value)
+        elif isinstance(value, list):
+            resolved[key] = [str(base / item) if isinstance(item, str) else item for item in value]
+    return resolved
+
+
+# -- deployment -----------------------------------------------------------------------------------------------------------
+
+
+def _check_deployment(document: Document, path: Path, gateway: GatewayFile | None) -> list[Problem]:
+    deployment = decode(document, Deployment)
+    for name, sensor in deployment.sensors.items():
+        _try(document, f"sensors.{name}.unit", lambda unit=sensor.unit: parse_unit(unit))  # type: ignore[misc]
+        if sensor.minimum is not None and sensor.maximum is not None and sensor.minimum >= sensor.maximum:
+            document.report(f"sensors.{name}.minimum", f"expected less than maximum {sensor.maximum:g}, got {sensor.minimum:g}")
+    labels = _check_models(document, deployment, path.parent)
+    _check_actuators(document, deployment)
+    facts = _check_pipelines(document, deployment, labels)
+    if facts is not None:
+        _check_rules(document, deployment, facts)
+    if gateway is not None:
+        _check_bindings(document, deployment, gateway)
+    return _sorted(document)
+
+
+def _check_models(document: Document, deployment: Deployment, base: Path) -> dict[str, tuple[str, ...]]:
+    """The labels that every model brings itself."""
+    labels: dict[str, tuple[str, ...]] = {}
+    for name, spec in deployment.models.items():
+        key = f"models.{name}"
+        if spec.path is None and spec.digest is None:
+            document.report(key, "expected `path` (a file beside this document, or zoo:NAME) or `digest`, got neither")
+            continue
+        if spec.path is None:
+            continue  # by digest: whether the store of a gateway has it, is known there
+        try:
+            path = resolve_model(spec, base)
+            labels[name] = spec.labels or manifest_labels(path)
+            _, backend = choose_backend(path, spec.backend)
+            model = backend.load(path)
+        except MissingDependency as err:
+            document.report(key, f"not checked against its pipelines: {err}", fatal=False)
+        except ModelRefused as err:
+            document.report(f"{key}.path", str(err))
+        except InputError as err:
+            document.report(f"{key}.backend", str(err))
+        else:
+            try:
+                _check_shapes(document, deployment, name, model)
+            finally:
+                model.close()
+    return labels
+
+
+def _check_shapes(document: Document, deployment: Deployment, model_name: str, model: Any) -> None:
+    for name, spec in deployment.pipelines.items():
+        if spec.model == model_name:
+            try:
+                shape = output_shape(parse_steps(spec.preprocess), (len(spec.input), spec.window.size))
+                fit_input(shape, model.inputs[0])
+            except ModelRefused as err:
+                document.report(f"pipelines.{name}.window.size", str(err))
+            except InputError:
+                continue  # the preprocessing itself is wrong: reported there
+
+
+def _check_pipelines(document: Document, deployment: Deployment, labels: Mapping[str, tuple[str, ...]]) -> dict[str, FactType] | None:
+    sound = True
+    for name, spec in deployment.pipelines.items():
+        before = len(document.problems)
+        _check_pipeline(document, deployment, name, spec)
+        sound &= len(document.problems) == before
+    if not sound:
+        return None
+    try:
+        facts = fact_types(deployment, labels)
+    except InputError as err:
+        document.report("pipelines", str(err))
+        return None
+    for name, spec in deployment.pipelines.items():
+        if spec.trigger.when:
+            _check_text(document, f"pipelines.{name}.trigger.when", spec.trigger.when, facts)
+        if spec.trigger.event and spec.trigger.event not in {rule.rule for rule in deployment.rules}:
+            document.report(f"pipelines.{name}.trigger.event", _unknown("rule", spec.trigger.event, [r.rule for r in deployment.rules]))
+    return facts
+
+
+def _check_pipeline(document: Document, deployment: Deployment, name: str, spec: PipelineSpec) -> None:
+    key = f"pipelines.{name}"
+    for index, channel in enumerate(spec.input):
+        if channel not in deployment.sensors:
+            document.report(f"{key}.input[{index}]", _unknown("sensor", channel, deployment.sensors))
+    if not spec.input:
+        document.report(f"{key}.input", "expected at least one sensor, got an empty list")
+    if spec.model is not None and spec.model not in deployment.models:
+        document.report(f"{key}.model", _unknown("model", spec.model, deployment.models))
+    if spec.window.hop is not None and spec.window.hop > spec.window.size:
+        document.report(
+            f"{key}.window.hop", f"expected at most size {spec.window.size}, got {spec.window.hop}: samples between would be skipped"
+        )
+    rates = {deployment.sensors[channel].rate_hz for channel in spec.input if channel in deployment.sensors}
+    if len(rates) > 1:
+        document.report(f"{key}.input", f"expected sensors of one rate_hz, got {', '.join(f'{rate:g}' for rate in sorted(rates))} Hz")
+    elif rates and spec.window.size / min(rates) > _LONGEST_WINDOW_S:
+        document.report(f"{key}.window.size", _WRONG_TIMES.format(spec.window.size / min(rates), _LONGEST_WINDOW_S))
+    _try(document, f"{key}.preprocess", lambda: output_shape(parse_steps(spec.preprocess), (max(1, len(spec.input)), spec.window.size)))
+    _try(document, f"{key}.trigger", lambda: make_trigger(spec.trigger, 0, lambda text: lambda: None))
+
+
+def _check_actuators(document: Document, deployment: Deployment) -> None:
+    for name, spec in deployment.actuators.items():
+        if spec.states and spec.safe_state not in spec.states:
+            document.report(f"actuators.{name}.safe_state", _unknown("state", spec.safe_state, spec.states))
+
+
+def _check_rules(document: Document, deployment: Deployment, facts: Mapping[str, FactType]) -> None:
+    seen: dict[str, int] = {}
+    for index, rule in enumerate(deployment.rules):
+        key = f"rules[{index}]"
+        if rule.rule in seen:
+            document.report(f"{key}.rule", f"the name `{rule.rule}` is taken by rules[{seen[rule.rule]}]; rename one of them")
+        seen.setdefault(rule.rule, index)
+        _check_text(document, f"{key}.when", rule.when, facts)
+        if rule.until is not None:
+            _check_text(document, f"{key}.until", rule.until, facts)
+        try:
+            for actuator, state in actions(rule.then):
+                _check_action(document, f"{key}.then", deployment, actuator, state)
+        except InputError as err:
+            document.report(f"{key}.then", str(err))
+
+
+def _check_action(document: Document, key: str, deployment: Deployment, actuator: str, state: str) -> None:
+    spec = deployment.actuators.get(actuator)
+    if spec is None:
+        document.report(key, _unknown("actuator", actuator, deployment.actuators))
+    elif spec.states and state not in spec.states:
+        document.report(key, f"{actuator}: " + _unknown("state", state, spec.states))
+
+
+def _check_text(document: Document, key: str, text: str, facts: Mapping[str, FactType]) -> None:
+    _try(document, key, lambda: check_condition(parse(text), facts))
+
+
+def _check_bindings(document: Document, deployment: Deployment, gateway: GatewayFile) -> None:
+    for name, spec in deployment.sensors.items():
+        binding = gateway.sensors.get(name)
+        if binding is None:
+            document.report(f"sensors.{name}", f"the gateway file binds no channel to `{name}`; add it under sensors: there")
+        elif binding.unit and spec.unit:
+            _try(document, f"sensors.{name}.unit", lambda a=binding.unit, b=spec.unit: conversion(a, b))  # type: ignore[misc]
+    for name in deployment.actuators:
+        if name not in gateway.actuators:
+            document.report(f"actuators.{name}", f"the gateway file binds no channel to `{name}`; add it under actuators: there")
+
+
+# -- common ---------------------------------------------------------------------------------------------------------------
+
+
+def _try(document: Document, key: str, judge: Callable[[], object]) -> None:
+    try:
+        judge()
+    except (InputError, MissingDependency) as err:
+        document.report(key, str(err))
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(choices) or 'none'}"
+    return f"no {what} `{name}`; {hint}"
+
+
+def _sorted(document: Document) -> list[Problem]:
+    return sorted(document.problems, key=lambda problem: problem.line)

@@ -1,0 +1,64 @@
+"""Where the models of a deployment are: `path` beside the document, `zoo:NAME` in the installed zoo, or a digest in the local store."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_runtime.config.deployment import ModelSpec
+from edge_runtime.errors import ModelRefused, RefusalReason
+
+_ZOO = "zoo:"
+_MAX_MANIFEST_BYTES = 256 * 1024
+
+
+def resolve_model(spec: ModelSpec, document_dir: Path, store_dir: Path | None = None) -> Path:
+    """The file of a model. Raises ModelRefused(MISSING) saying where it was looked for and what to do."""
+    if spec.path is not None:
+        return _zoo_model(spec.path.removeprefix(_ZOO)) if spec.path.startswith(_ZOO) else _existing(document_dir / spec.path)
+    if spec.digest is None:
+        raise ModelRefused(RefusalReason.MISSING, "the model has neither `path` nor `digest`; name a file, `zoo:NAME` or a sha256 digest")
+    if store_dir is not None:
+        for found in sorted(store_dir.glob(f"{spec.digest.removeprefix('sha256:')}/model.*")):
+            return found
+    raise ModelRefused(RefusalReason.MISSING, f"{spec.digest} is not in the local model store ({store_dir or 'none'})")
+
+
+def manifest_labels(path: Path) -> tuple[str, ...]:
+    """The labels in the `manifest.json` beside a model, or none when there is no such manifest."""
+    try:
+        with (path.parent / "manifest.json").open("rb") as file:
+            manifest: Any = msgspec.json.decode(file.read(_MAX_MANIFEST_BYTES))
+        return tuple(str(label) for label in manifest.get("labels", ()))
+    except (OSError, msgspec.MsgspecError, AttributeError, TypeError):
+        return ()
+
+
+def zoo_names() -> list[str]:
+    """The models of the installed zoo."""
+    folder = _zoo_dir()
+    return sorted(path.parent.name for path in folder.glob("*/manifest.json")) if folder else []
+
+
+def _zoo_model(name: str) -> Path:
+    folder = _zoo_dir()
+    if folder is not None and name in zoo_names():
+        for found in sorted((folder / name).glob("*.onnx")):
+            return found
+    raise ModelRefused(RefusalReason.MISSING, f"no model `{name}` in the zoo (known: {', '.join(zoo_names()) or 'none'})")
+
+
+def _zoo_dir() -> Path | None:
+    """Found without importing it: the core knows the package `models` only by name."""
+    spec = find_spec("models")
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(locations[0]) / "zoo" if locations else None
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ModelRefused(RefusalReason.MISSING, f"{path} does not exist; check `path` (it is relative to the deployment)")
+    return path

@@ -1,0 +1,97 @@
+"""From a deployment's model references to loaded models: resolve, choose the backend, probe in a child, load.
+
+A model that is refused never stops the gateway: its name comes back with the refusal, and its pipelines give unknown facts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_runtime.config.deployment import ModelSpec
+from edge_runtime.config.references import manifest_labels, resolve_model
+from edge_runtime.errors import InputError, MissingDependency, ModelRefused, RefusalReason
+from edge_runtime.pipeline.runner import ModelHandle
+from edge_runtime.ports import ModelBackend
+from edge_runtime.registry import MODEL_BACKENDS, load, names
+
+log = logging.getLogger(__name__)
+
+Probed = Callable[[str], Awaitable[bool]]
+"""Whether a model of that key (digest and backend) has already passed its probe on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The models of one deployment: those ready, and those refused with the reason."""
+
+    handles: Mapping[str, ModelHandle]
+    refused: Mapping[str, str]
+
+
+def choose_backend(path: Path, wanted: str | None) -> tuple[str, ModelBackend]:
+    """The backend asked for, or the first registered one (by name) that opens the suffix and is installed.
+
+    Raises InputError for an unknown name, MissingDependency when every candidate's library is absent, ModelRefused otherwise.
+    """
+    if wanted is not None:
+        return wanted, load(MODEL_BACKENDS, wanted)()
+    missing: MissingDependency | None = None
+    for name in names(MODEL_BACKENDS):
+        try:
+            backend: ModelBackend = load(MODEL_BACKENDS, name)()
+        except MissingDependency as err:
+            missing = err
+            continue
+        if path.suffix.lower() in backend.suffixes:
+            return name, backend
+    if missing is not None:
+        raise missing
+    raise ModelRefused(
+        RefusalReason.UNSUPPORTED_FORMAT, f"{path.name}: no backend opens `{path.suffix}` (known: {', '.join(names(MODEL_BACKENDS))})"
+    )
+
+
+async def serve(
+    specs: Mapping[str, ModelSpec], document_dir: Path, store_dir: Path, *, probed: Probed, passed: Callable[[str], None]
+) -> Served:
+    """Loads every model of a deployment, off the loop. `passed` remembers a probe so that the next start is quick."""
+    handles: dict[str, ModelHandle] = {}
+    refused: dict[str, str] = {}
+    for name, spec in specs.items():
+        try:
+            handles[name] = await _serve_one(name, spec, document_dir, store_dir, probed, passed)
+        except (InputError, MissingDependency) as err:
+            refused[name] = str(err)
+            log.error("model refused model=%s reason=%s", name, err)
+    return Served(handles, refused)
+
+
+async def _serve_one(
+    name: str, spec: ModelSpec, document_dir: Path, store_dir: Path, probed: Probed, passed: Callable[[str], None]
+) -> ModelHandle:
+    path = resolve_model(spec, document_dir, store_dir)
+    digest = await asyncio.to_thread(file_digest, path)
+    if spec.digest is not None and spec.digest != digest:
+        raise ModelRefused(RefusalReason.UNREADABLE, f"{path.name}: expected {spec.digest}, the file is {digest}; fetch it again")
+    backend_name, backend = choose_backend(path, spec.backend)
+    key = f"probed/{digest}/{backend_name}"
+    if not await probed(key):
+        report = await backend.probe(path)
+        log.info("model probed model=%s backend=%s load_ms=%.1f run_ms=%.3f", name, backend_name, report.load_ms, report.run_ms)
+        passed(key)
+    model = await asyncio.to_thread(backend.load, path, spec.threads)
+    return ModelHandle(name, digest, spec.labels or manifest_labels(path), model)
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:<hex>` of a file's bytes. Raises ModelRefused(MISSING) when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise ModelRefused(RefusalReason.MISSING, f"{path}: {err.strerror}") from err
