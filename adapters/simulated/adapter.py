@@ -43,6 +43,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     pumps: tuple[str, ...] = ("pump",)
     rate_hz: float = 1600.0
+    line_hz: float = 50.0
     block: int = 128
     seed: int = 1
     noise: float = 0.35
@@ -59,10 +60,8 @@ class SimulatedAdapter:
         self._options = options
         self._clock = clock
         self._live = isinstance(clock, SystemClock)
-        self._pumps = {
-            pump: Pump(PlantSettings(options.rate_hz, options.ambient_degc, options.noise), options.seed + 1000 * index)
-            for index, pump in enumerate(options.pumps)
-        }
+        settings = PlantSettings(options.rate_hz, options.line_hz, options.ambient_degc, options.noise)
+        self._pumps = {pump: Pump(settings, options.seed + 1000 * index) for index, pump in enumerate(options.pumps)}
         self._rng = np.random.default_rng([options.seed, 99])
         self._panel = Panel(Path(options.panel) if options.panel else None)
         self._sensor_faults = dict.fromkeys(SENSOR_FAULTS, 0.0)

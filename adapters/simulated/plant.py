@@ -33,6 +33,7 @@ class PlantSettings:
     """What differs from pump to pump."""
 
     rate_hz: float = 1600.0
+    line_hz: float = _LINE_HZ
     ambient_degc: float = _AMBIENT_DEGC
     noise: float = 0.35  # broadband vibration at rated speed, m/s2 rms
     geometry: Geometry = field(default_factory=Geometry)
@@ -94,7 +95,7 @@ class Pump:
     def current_a(self) -> float:
         if self.commands["motor"] == "stopped":
             return 0.0
-        slip_ratio = max(0.0, 1 - self.speed_hz * _POLE_PAIRS / _LINE_HZ) / _RATED_SLIP
+        slip_ratio = max(0.0, 1 - self.speed_hz * _POLE_PAIRS / self.settings.line_hz) / _RATED_SLIP
         return sqrt(1.9**2 + (4.2 * min(6.0, slip_ratio)) ** 2)
 
     @property
@@ -142,7 +143,7 @@ class Pump:
         if self.commands["motor"] == "stopped":
             return 0.0
         load = 0.45 + 0.55 * min(1.0, self.valve_position)
-        return _LINE_HZ / _POLE_PAIRS * (1 - _RATED_SLIP * load)
+        return self.settings.line_hz / _POLE_PAIRS * (1 - _RATED_SLIP * load)
 
     def _valve_target(self) -> float:
         return 1.0 if self.commands["valve"] == "open" else 0.0
