@@ -34,7 +34,10 @@ _RETRY_CAP_FACTOR = 8
 
 
 class UplinkSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of one uplink. `lanes` messages of at most `max_message_bytes` are unacknowledged at a time."""
+    """Limits of one uplink. `lanes` messages of at most `max_message_bytes` are unacknowledged at a time.
+
+    Acknowledged batches are deleted together every `delete_after_s`: each deletion is a commit, and competes with what comes in.
+    """
 
     lanes: int = 8
     max_message_bytes: int = 256 * 1024
@@ -44,6 +47,7 @@ class UplinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     reconnect_base_s: float = 1.0
     reconnect_max_s: float = 60.0
     steady_s: float = 30.0
+    delete_after_s: float = 0.02
     max_bytes_per_day: int = 0
 
 
@@ -84,7 +88,8 @@ class Uplink:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.settings = settings or UplinkSettings()
-        if self.settings.max_bytes_per_day and not isinstance(outbox, PausableOutbox):
+        self._pausable = outbox if isinstance(outbox, PausableOutbox) else None
+        if self.settings.max_bytes_per_day and self._pausable is None:
             raise InputError("max_bytes_per_day: this outbox cannot hold bulk back (it has no `hold_below`); set it to 0")
         self._outbox = outbox
         self._transport = transport
@@ -271,13 +276,13 @@ class Uplink:
         self._counters.batches_too_large += len(flight.rows)
 
     def _apply_budget(self) -> None:
-        if not isinstance(self._outbox, PausableOutbox):
+        if self._pausable is None or not self._budget.max_bytes:
             return
         exhausted = self._budget.exhausted(self._clock.monotonic_ns())
         if exhausted == self._holding:
             return
         self._holding = exhausted
-        self._outbox.hold_below(Priority.RESULT if exhausted else Priority.BULK)
+        self._pausable.hold_below(Priority.RESULT if exhausted else Priority.BULK)
         if exhausted:
             self._counters.budget_pauses += 1
             _log.warning("bulk_paused spent_bytes=%d limit_bytes=%d", self._counters.bytes, self._budget.max_bytes)
@@ -313,6 +318,7 @@ class Uplink:
         attempt = 0
         while True:
             await self._acknowledgement.wait()
+            await self._sleep(self.settings.delete_after_s)
             self._acknowledgement.clear()
             taken, self._acknowledged = self._acknowledged, {}
             for boot, first_seqs in taken.items():

@@ -35,7 +35,7 @@ class Command:
 
 def _configure_sink(parser: ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the broker (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=1883, help="its port (default: %(default)s; 8883 with --ca)")
+    parser.add_argument("--port", type=int, help="its port (default: 1883, or 8883 with --ca)")
     parser.add_argument("--database", type=Path, required=True, metavar="FILE", help="SQLite file; made when absent")
     parser.add_argument("--tenant", default="+", help="only this tenant's gateways (default: all)")
     parser.add_argument("--share", default="", metavar="GROUP", help="share the telemetry with other sinks of this group (MQTT 5 brokers)")
@@ -53,7 +53,7 @@ def _options(args: Namespace) -> MqttOptions:
 
     return MqttOptions(
         host=args.host,
-        port=args.port,
+        port=_port(args),
         client_id=args.client_id or f"sink-{os.getpid()}",
         ca=args.ca,
         cert=args.cert,
@@ -62,7 +62,12 @@ def _options(args: Namespace) -> MqttOptions:
         password=_password(args.password_file),
         protocol=args.protocol,
         receive_maximum=256,
+        session_expiry_s=0,
     )
+
+
+def _port(args: Namespace) -> int:
+    return args.port or (8883 if args.ca else 1883)
 
 
 def _password(path: Path | None) -> str | None:
@@ -87,7 +92,7 @@ async def _sink(args: Namespace) -> int:
         nonlocal announced
         if not announced:
             print(
-                json.dumps({"ready": True, "broker": f"{args.host}:{args.port}", "database": str(args.database), "pid": os.getpid()}),
+                json.dumps({"ready": True, "broker": f"{args.host}:{_port(args)}", "database": str(args.database), "pid": os.getpid()}),
                 flush=True,
             )
         announced = True

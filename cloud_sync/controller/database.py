@@ -5,7 +5,6 @@ Small on purpose: `Database` is the interface that a database server can stand b
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.errors import StoreError
+import msgspec
+
+from edge_runtime.errors import InputError, StoreError
 from edge_runtime.records import Record
 
 SCHEMA_VERSION = 1
@@ -111,11 +112,14 @@ class Database:
             raise StoreError(f"{self.path}: {err}") from err
 
     def insert(self, origin: Origin, records: Sequence[Record], received_wall_ns: int) -> int:
-        """Adds records; returns how many were already there."""
+        """Adds records; returns how many were already there. Raises InputError for a value that the database cannot hold."""
         who = (origin.tenant, origin.gateway, origin.boot)
         rows = [(*who, r.seq, r.kind, r.mono_ns, r.wall_ns, r.wall_err_ns, bytes(r.body), received_wall_ns) for r in records]
         before = self._db.total_changes
-        self._db.executemany(_INSERT, rows)
+        try:
+            self._db.executemany(_INSERT, rows)
+        except (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError) as err:
+            raise InputError(f"records of {origin.gateway} boot {origin.boot} cannot be stored: {err}") from err
         duplicates = len(rows) - (self._db.total_changes - before)
         if duplicates:
             self._db.execute(_DUPLICATES, (origin.tenant, origin.gateway, duplicates))
@@ -193,4 +197,8 @@ def audit(db: Database, gateway: str, tenant: str = "default") -> dict[str, Any]
 
 
 def _with_state(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"state": json.loads(row["state"]), "online": bool(row["online"])}
+    try:
+        state = msgspec.json.decode(row["state"])
+    except (msgspec.MsgspecError, RecursionError):
+        state = {}
+    return row | {"state": state, "online": bool(row["online"])}
