@@ -1,0 +1,1 @@
+"""Actuation: `arbiter` decides which state every actuator shall have, `driver` brings the hardware there."""
