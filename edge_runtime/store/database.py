@@ -135,7 +135,7 @@ def make_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as err:
         raise StoreError(f"{directory} cannot be made ({err.strerror}): choose another --state, or make it for this user") from err
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         raise StoreError(f"{directory} is not writable by user {os.geteuid()}: give this user write access, or choose another --state")
 
 
