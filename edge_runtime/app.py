@@ -25,7 +25,7 @@ from edge_runtime.loop import LocalLoop
 from edge_runtime.ports import Actuators, PlatformAdapter, Uplink
 from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, load
 from edge_runtime.service import Notifier
-from edge_runtime.serving import Served, serve
+from edge_runtime.serving import Served, serve, unserved
 from edge_runtime.store import Store
 from edge_runtime.supervision import AdapterSupervisor, Supervision
 from edge_runtime.types import ChannelInfo, LinkSettings, Notice
@@ -64,7 +64,7 @@ class Gateway:
             for name, spec in config.adapters.items()
         }
         self.supervisors = {name: self._supervise(name, adapter) for name, adapter in self.adapters.items()}
-        self.served = Served({}, {})
+        self.served = Served({}, {}, {})
         self.ready = False
         self._source = source
         self._deployment = deployment
@@ -122,6 +122,7 @@ class Gateway:
     # -- start ------------------------------------------------------------------------------------------------------------
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
+        self.served = unserved(self._deployment, self._deployment_dir, self.state_dir / "models")
         self._configure(self._deployment, self.served)
         self._want_channels()
         self._tasks = [
@@ -152,25 +153,23 @@ class Gateway:
         async def probed(key: str) -> bool:
             return await self.store.get(key) is not None
 
-        served = await serve(
-            deployment.models, directory, self.state_dir / "models", probed=probed, passed=lambda key: self.store.put(key, b"1")
-        )
+        served = await serve(deployment, directory, self.state_dir / "models", probed=probed, passed=lambda key: self.store.put(key, b"1"))
         for name, reason in served.refused.items():
             self._notice("model_refused", name, reason)
         return served
 
     def _configure(self, deployment: Deployment, served: Served) -> None:
-        refused = self.loop.configure(deployment, self.config.sensors, self._units, served.handles, self._outputs(deployment))
+        outputs = self._outputs(deployment)
+        refused = self.loop.configure(deployment, self.config.sensors, self._units, served.handles, served.labels, outputs)
         for subject, reason in refused.items():
             self._notice("refused", subject, reason)
 
     def _outputs(self, deployment: Deployment) -> dict[str, Output]:
-        outputs = {}
-        for name in deployment.actuators:
-            binding = self.config.actuators.get(name)
-            adapter = self.adapters.get(binding.adapter) if binding else None
-            if binding and isinstance(adapter, Actuators):
-                outputs[name] = Output(adapter, binding.channel, binding.states)
+        outputs: dict[str, Output] = {}
+        for name, binding in self.config.actuators.items():
+            adapter: object = self.adapters.get(binding.adapter)
+            if name in deployment.actuators and isinstance(adapter, Actuators):
+                outputs[name] = Output(adapter, binding.channel, binding.states, binding.adapter)
         return outputs
 
     def _want_channels(self) -> None:
@@ -193,7 +192,7 @@ class Gateway:
         units = {(name, info.channel): info.unit for info in channels}
         if any(self._units.get(key) != unit for key, unit in units.items()):
             self._units |= units
-            self._configure(self._deployment, self.served)
+            self.loop.ingest.configure(self._deployment.sensors, self.config.sensors, self._units)
         self._notice("adapter_opened", name, f"{len(channels)} channels")
         self.loop.actuation.refresh(name)
 
@@ -260,7 +259,7 @@ class Gateway:
     async def _drain(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        while self.store.ledger().pending and loop.time() < deadline:
+        while self.store.ledger().pending and loop.time() < deadline:  # noqa: ASYNC110 - bounded, and only while stopping
             await asyncio.sleep(0.02)
 
     # -- notices ----------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.config.deployment import ModelSpec
-from edge_runtime.config.references import manifest_labels, resolve_model
+from edge_runtime.config.deployment import Deployment, ModelSpec
+from edge_runtime.config.references import declared_labels, resolve_model
 from edge_runtime.errors import InputError, MissingDependency, ModelRefused, RefusalReason
 from edge_runtime.pipeline.runner import ModelHandle
 from edge_runtime.ports import ModelBackend
@@ -27,10 +27,11 @@ Probed = Callable[[str], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The models of one deployment: those ready, and those refused with the reason."""
+    """The models of one deployment: those ready, those refused with the reason, and the labels of both."""
 
     handles: Mapping[str, ModelHandle]
     refused: Mapping[str, str]
+    labels: Mapping[str, tuple[str, ...]]
 
 
 def choose_backend(path: Path, wanted: str | None) -> tuple[str, ModelBackend]:
@@ -56,25 +57,29 @@ def choose_backend(path: Path, wanted: str | None) -> tuple[str, ModelBackend]:
     )
 
 
-async def serve(
-    specs: Mapping[str, ModelSpec], document_dir: Path, store_dir: Path, *, probed: Probed, passed: Callable[[str], None]
-) -> Served:
+def unserved(deployment: Deployment, document_dir: Path, store_dir: Path) -> Served:
+    """What is known of a deployment's models before any is loaded."""
+    return Served({}, {}, declared_labels(deployment, document_dir, store_dir))
+
+
+async def serve(deployment: Deployment, document_dir: Path, store_dir: Path, *, probed: Probed, passed: Callable[[str], None]) -> Served:
     """Loads every model of a deployment, off the loop. `passed` remembers a probe so that the next start is quick."""
     handles: dict[str, ModelHandle] = {}
     refused: dict[str, str] = {}
-    for name, spec in specs.items():
+    labels = declared_labels(deployment, document_dir, store_dir)
+    for name, spec in deployment.models.items():
         try:
-            handles[name] = await _serve_one(name, spec, document_dir, store_dir, probed, passed)
+            path = resolve_model(spec, document_dir, store_dir)
+            handles[name] = await _serve_one(name, spec, path, labels[name], probed, passed)
         except (InputError, MissingDependency) as err:
             refused[name] = str(err)
             log.error("model refused model=%s reason=%s", name, err)
-    return Served(handles, refused)
+    return Served(handles, refused, labels)
 
 
 async def _serve_one(
-    name: str, spec: ModelSpec, document_dir: Path, store_dir: Path, probed: Probed, passed: Callable[[str], None]
+    name: str, spec: ModelSpec, path: Path, labels: tuple[str, ...], probed: Probed, passed: Callable[[str], None]
 ) -> ModelHandle:
-    path = resolve_model(spec, document_dir, store_dir)
     digest = await asyncio.to_thread(file_digest, path)
     if spec.digest is not None and spec.digest != digest:
         raise ModelRefused(RefusalReason.UNREADABLE, f"{path.name}: expected {spec.digest}, the file is {digest}; fetch it again")
@@ -85,7 +90,7 @@ async def _serve_one(
         log.info("model probed model=%s backend=%s load_ms=%.1f run_ms=%.3f", name, backend_name, report.load_ms, report.run_ms)
         passed(key)
     model = await asyncio.to_thread(backend.load, path, spec.threads)
-    return ModelHandle(name, digest, spec.labels or manifest_labels(path), model)
+    return ModelHandle(name, digest, labels, model)
 
 
 def file_digest(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.config.deployment import ModelSpec
+from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.errors import ModelRefused, RefusalReason
 
 _ZOO = "zoo:"
@@ -25,6 +25,17 @@ def resolve_model(spec: ModelSpec, document_dir: Path, store_dir: Path | None = 
         for found in sorted(store_dir.glob(f"{spec.digest.removeprefix('sha256:')}/model.*")):
             return found
     raise ModelRefused(RefusalReason.MISSING, f"{spec.digest} is not in the local model store ({store_dir or 'none'})")
+
+
+def declared_labels(deployment: Deployment, document_dir: Path, store_dir: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """The labels of every model, by name, without loading any: the deployment's own, else those of the model's manifest."""
+    labels: dict[str, tuple[str, ...]] = {}
+    for name, spec in deployment.models.items():
+        try:
+            labels[name] = spec.labels or manifest_labels(resolve_model(spec, document_dir, store_dir))
+        except ModelRefused:
+            labels[name] = spec.labels
+    return labels
 
 
 def manifest_labels(path: Path) -> tuple[str, ...]:
