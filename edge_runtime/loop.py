@@ -69,8 +69,8 @@ class LocalLoop:
     ) -> Mapping[str, str]:
         """Puts a deployment in force between two readings; windows, latched rules and leases that still apply go on.
 
-        `labels` are those of all its models, also of those not loaded. Returns the pipelines that cannot run, with the reason. Raises InputError for rules or units that do not fit, and changes
-        nothing.
+        `labels` are those of all its models, also of those not loaded, whose pipelines give unknown facts. Returns the pipelines
+        that cannot run, with the reason. Raises InputError for rules or units that do not fit, and changes nothing.
         """
         facts = fact_types(deployment, labels)
         self._generation += 1
@@ -85,7 +85,8 @@ class LocalLoop:
         self.flags = {**deployment.flags, **{name: value for name, value in self.flags.items() if name in deployment.flags}}
         self.recorder.set_mode(deployment.sync.telemetry.mode)
         self.actuation.configure(deployment.rules, deployment.actuators, outputs)
-        refused = self.flow.configure(deployment.sensors, deployment.pipelines, models, conditions=engine.watch)
+        runnable = {name: spec for name, spec in deployment.pipelines.items() if spec.model is None or spec.model in models}
+        refused = self.flow.configure(deployment.sensors, runnable, models, conditions=engine.watch)
         self._set_known_facts()
         self.actuation.restore(self.engine.active.values())
         return refused

@@ -19,8 +19,8 @@ from edge_runtime.pipeline.preprocess import output_shape, parse_steps
 from edge_runtime.pipeline.runner import fit_input
 from edge_runtime.pipeline.triggers import make_trigger
 from edge_runtime.reasoning.facts import FactType, fact_types
-from edge_runtime.reasoning.semantics import check as check_condition
 from edge_runtime.reasoning.language import parse
+from edge_runtime.reasoning.semantics import check as check_condition
 from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, find, load
 from edge_runtime.serving import choose_backend
 from edge_runtime.units import conversion, parse_unit
