@@ -88,6 +88,14 @@ class BrokerProcess:
         """SIGTERM, and SIGKILL when that is not heard. Safe to call twice."""
         self._signal(signal.SIGTERM)
 
+    def wait(self) -> int:
+        """Returns when it has ended: 0 after `stop`, 1 when it ended by itself."""
+        process = self._process
+        if process is None:
+            return 0
+        process.wait()
+        return 0 if self._process is None else 1
+
     def restart(self) -> None:
         """Ends it if it runs, and starts it on the same port and directory."""
         self.stop()

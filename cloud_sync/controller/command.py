@@ -1,4 +1,4 @@
-"""`edge-runtime controller`: the controller's commands. So far `sink`, which takes telemetry into a database."""
+"""`edge-runtime controller`: the controller's commands. `sink` takes telemetry into a database, `broker` runs a local broker."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ class Command:
         commands = parser.add_subparsers(dest="controller_command", metavar="COMMAND", required=True)
         sink = commands.add_parser("sink", help="write every gateway's telemetry into a database", epilog=f"example: {self.example}")
         _configure_sink(sink)
+        broker = commands.add_parser("broker", help="run a broker on the loopback: mosquitto when it is installed, else the embedded one")
+        broker.add_argument("--port", type=int, default=1883, help="default: %(default)s")
+        broker.add_argument("--dir", type=Path, required=True, metavar="DIR", help="folder for its configuration, log and sessions")
+        broker.add_argument("--prefer", choices=("mosquitto", "amqtt"), default="mosquitto", help="default: %(default)s")
 
     def run(self, args: Namespace) -> int:
         """Runs until SIGTERM or SIGINT."""
-        return asyncio.run(_sink(args))
+        return _broker(args) if args.controller_command == "broker" else asyncio.run(_sink(args))
 
 
 def _configure_sink(parser: ArgumentParser) -> None:
@@ -108,3 +112,14 @@ async def _sink(args: Namespace) -> int:
     finally:
         db.close()
     return 0
+
+
+def _broker(args: Namespace) -> int:
+    """Ends with its broker, or the broker with it."""
+    from cloud_sync.controller.broker import start_broker
+
+    with start_broker(args.port, args.dir, prefer=args.prefer) as broker:
+        print(json.dumps({"ready": True, "broker": broker.kind, "port": broker.port, "pid": broker.pid}), flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: broker.stop())
+        return broker.wait()

@@ -56,6 +56,7 @@ class Stage:
     directory: Path
     port: int
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    _broker_pid: int = 0
 
     @property
     def state_dir(self) -> Path:
@@ -87,7 +88,8 @@ class Stage:
     async def start_broker(self) -> str:
         """Starts the broker; returns which one it is."""
         ready = await self._start("broker", ["controller", "broker", "--port", str(self.port), "--dir", str(self.directory / "broker")])
-        return str(ready.get("broker", "broker"))
+        self._broker_pid = int(ready["pid"])
+        return str(ready["broker"])
 
     async def start_sink(self) -> None:
         """Starts the controller's sink."""
@@ -104,8 +106,11 @@ class Stage:
                 await asyncio.sleep(0.05)
 
     async def kill(self, name: str) -> None:
-        """SIGKILL: no goodbye, nothing flushed."""
+        """SIGKILL: no goodbye, nothing flushed. The broker's own process is not in the group of the command that started it."""
         process = self.processes.pop(name)
+        if name == "broker" and self._broker_pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._broker_pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
