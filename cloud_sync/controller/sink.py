@@ -30,7 +30,7 @@ _MAX_KIND = 16
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _MAX_GROUP = 512
 _MAX_REFUSED = 8
-_RECONNECT_MAX_S = 5.0
+_RECONNECT_MAX_S = 2.0
 
 
 class SinkSession(TransportSession, Protocol):
@@ -107,7 +107,8 @@ class Sink:
                 reason = await self._attempt()
                 steady = self.commits > commits or time.monotonic() - started > _RECONNECT_MAX_S
                 attempt = 0 if steady else attempt + 1
-                _log.warning("sink_link_down reason=%r", reason)
+                if attempt <= 1:
+                    _log.warning("sink_link_down reason=%r", reason)
                 await asyncio.sleep(full_jitter_s(attempt, 0.2, _RECONNECT_MAX_S, random.random))
         finally:
             self._writer.shutdown(wait=True)
