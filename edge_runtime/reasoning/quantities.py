@@ -157,7 +157,7 @@ def _divide(left: Quantity, right: Quantity) -> Quantity:
             right.column,
         )
     factor, offset = _conversion(right, left.unit, "divide")
-    same = _converted(right, left.unit, factor, offset, right.weights)
+    same = replace(_converted(right, left.unit, factor, offset, right.weights), unit=None)
     return replace(_scaled(left, same, lambda x, y: x / y if y else None, left.column), unit="", weights=_PLAIN)
 
 

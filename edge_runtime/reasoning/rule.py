@@ -44,6 +44,8 @@ class Rule(Watcher):
         self.when = when
         self.until = until
         self.timers: tuple[Timer, ...] = when.timers + (until.timers if until else ())
+        for timer in until.timers if until else ():
+            timer.known_start = True
         self.state = RuleState.IDLE
         self.decision: Decision | None = None
 
