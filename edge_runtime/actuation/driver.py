@@ -199,6 +199,11 @@ class Actuation:
         """The state that every actuator shall have."""
         return self._arbiter.states()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a command is on its way to an actuator."""
+        return any(line.task is not None for line in self._lines.values())
+
     def next_deadline_ns(self) -> int | None:
         """When `tick` may have something to do."""
         due = [line.retry_ns for line in self._lines.values() if line.retry is not None]
