@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edge_runtime.reasoning.semantics import Compiled, Leaf
+from edge_runtime.reasoning.timers import Timer
 from edge_runtime.types import Decision, DecisionKind, Premise
 
 _TRUTHS = {True: "true", False: "false", None: "unknown"}
@@ -12,8 +13,7 @@ _TRUTHS = {True: "true", False: "false", None: "unknown"}
 
 def premises(condition: Compiled, now_ns: int) -> tuple[Premise, ...]:
     """Each part once, in the order of the text, with the newest reading behind it."""
-    proofs = {leaf.text: _premise(leaf, now_ns) for leaf in condition.leaves}
-    return tuple(proofs.values())
+    return tuple([_premise(leaf, now_ns) for leaf in condition.leaves])
 
 
 def render(decision: Decision) -> str:
@@ -37,11 +37,16 @@ def missing(proof: Sequence[Premise]) -> tuple[Premise, ...]:
 
 def _premise(leaf: Leaf, now_ns: int) -> Premise:
     timer, atom = leaf.timer, leaf.atom
-    text = leaf.text
-    truth = timer.truth if timer is not None else atom.truth if atom is not None else None
-    if timer is not None and truth is not True and timer.elapsed_ns(now_ns):
-        text += f" (seen for {timer.elapsed_ns(now_ns) / 1e9:.3g} s)"
+    if timer is not None:
+        text, truth = _timed(leaf.text, timer, now_ns), timer.truth
+    else:
+        text, truth = leaf.text, atom.truth if atom is not None else None
     if atom is None or not atom.facts:
         return Premise(text, truth)
-    newest = max(atom.facts, key=lambda slot: slot.at_ns)
+    newest = atom.facts[0] if len(atom.facts) == 1 else max(atom.facts, key=lambda slot: slot.at_ns)
     return Premise(text, truth, atom.read(), newest.seq, newest.digest, newest.at_ns)
+
+
+def _timed(text: str, timer: Timer, now_ns: int) -> str:
+    elapsed_ns = timer.elapsed_ns(now_ns)
+    return text if timer.truth or not elapsed_ns else f"{text} (seen for {elapsed_ns / 1e9:.3g} s)"

@@ -62,7 +62,7 @@ class Compiled:
 
     def atoms(self) -> Iterator[Atom]:
         """Each atom once."""
-        return iter({id(leaf.atom): leaf.atom for leaf in self.leaves if leaf.atom is not None}.values())
+        return iter(dict.fromkeys(leaf.atom for leaf in self.leaves if leaf.atom is not None))
 
 
 def check(condition: Condition, facts: Mapping[str, FactType]) -> None:
@@ -74,7 +74,8 @@ def compile_condition(condition: Condition, network: Network) -> Compiled:
     """Binds a condition to the facts of a network. Raises RuleError like `check`."""
     compiler = _Compiler(condition.text, network)
     truth = compiler.truth(condition.root)
-    return Compiled(condition, truth, tuple(compiler.leaves), tuple(compiler.timers))
+    leaves = {(leaf.text, leaf.atom): leaf for leaf in compiler.leaves}
+    return Compiled(condition, truth, tuple(leaves.values()), tuple(compiler.timers))
 
 
 class _Compiler:
@@ -96,7 +97,7 @@ class _Compiler:
             value = node.value
             return lambda: value
         atom = self._atom(node)
-        self._prove(Leaf(self._written(node), atom))
+        self.leaves.append(Leaf(self._written(node), atom))
         return lambda: atom.truth
 
     def _held(self, node: Held) -> Truth:
@@ -108,9 +109,6 @@ class _Compiler:
         else:
             self.leaves.append(Leaf(self._written(node), None, timer))
         return lambda: timer.truth
-
-    def _prove(self, leaf: Leaf) -> None:
-        self.leaves.append(leaf)
 
     def _atom(self, node: Node) -> Atom:
         known = self._network.known_atom(node)

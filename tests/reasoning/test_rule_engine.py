@@ -340,6 +340,22 @@ def _told(plant: Plant, **facts: Value) -> list[Decision]:
     return plant.decide()
 
 
+def test_a_part_that_is_written_twice_is_proved_once() -> None:
+    plant = Plant(rule("twice", "x > 1 and (x > 1 or ack)"))
+    (decision,) = _told(plant, x=2.0)
+    assert [premise.text for premise in decision.premises] == ["x > 1", "ack"]
+
+
+def test_labels_that_differ_in_spaces_only_are_different() -> None:
+    engine = Engine([rule("r", "l == 'a b' or l == 'a  b'")], {"l": FactType("label")}, revision="1", boot="b")
+    clock = VirtualClock()
+    for label in ("a b", "a  b"):
+        engine.set("l", label, at_ns=0)
+        assert [_words(decision) for decision in engine.step(clock.now())] == ["r fired"]
+        engine.set("l", "c", at_ns=0)
+        assert [_words(decision) for decision in engine.step(clock.now())] == ["r released (condition ended)"]
+
+
 def test_decisions_come_by_priority_then_in_the_order_of_the_document() -> None:
     plant = Plant(rule("low", "x > 1", priority=10), rule("first", "x > 1"), rule("second", "x > 2"), rule("high", "x > 1", priority=90))
     assert plant.tell(x=3.0) == ["high fired", "first fired", "second fired", "low fired"]
