@@ -45,7 +45,8 @@ class Engine:
         self._revision = revision
         self._boot = boot
         self._count = 0
-        self._now = Timestamp(0, 0, -1)
+        self._now_ns = 0
+        self._wall_ns = 0
         self._active: dict[str, Decision] = {}
         self._due: list[_Deadline] = []
         self._restored: _Restored | None = None
@@ -75,23 +76,27 @@ class Engine:
         return bool(self._touched)
 
     def step(self, now: Timestamp) -> list[Decision]:
-        """Evaluates what changed and what is due; decisions by priority (highest first), then in the order of the document."""
-        self._now = now
+        """Evaluates what changed and what is due; decisions by priority (highest first), then in the order of the document.
+
+        The monotonic time never goes back: an earlier `now` than the last is judged as the last.
+        """
+        now_ns = max(now.mono_ns, self._now_ns)
+        self._now_ns, self._wall_ns = now_ns, now.wall_ns
         due, touched = self._due, self._touched
         decisions: list[Decision] = []
         if self._restored is not None:
-            self._resume(self._restored, now)
+            self._resume(self._restored, now_ns, now.wall_ns)
             decisions += self._release_orphans(self._restored, now)
             self._restored = None
-        if due and due[0][0] <= now.mono_ns:
-            self._take_due(now.mono_ns)
+        if due and due[0][0] <= now_ns:
+            self._take_due(now_ns)
         if not touched:
             return decisions
         ready: list[Any] = sorted(touched, key=_rank) if len(touched) > 1 else [*touched]
         touched.clear()
         for rule in ready:
             rule.touched = False
-            kind = rule.evaluate(now.mono_ns)
+            kind = rule.evaluate(now_ns)
             if rule.timers:
                 self._schedule(rule)
             if kind is not None:
@@ -123,7 +128,7 @@ class Engine:
             found = self._rules[rule]
         except KeyError:
             raise InputError(f"no rule `{rule}` (known: {', '.join(self._rules) or 'none'})") from None
-        return premises(found.deciding, self._now.mono_ns)
+        return premises(found.deciding, self._now_ns)
 
     def watch(self, text: str) -> Callable[[], bool | None]:
         """The present truth of a condition over the same facts, for whoever asks. Raises RuleError; `for` has no place here."""
@@ -134,10 +139,11 @@ class Engine:
 
     def snapshot(self) -> dict[str, Any]:
         """What must survive a restart: latched rules and the times seen by `for`, as plain values (for JSON or MessagePack)."""
-        rules = {
-            name: _remember(rule, self._now.mono_ns) for name, rule in self._rules.items() if _is_worth_keeping(rule, self._now.mono_ns)
-        }
-        return {"version": _SNAPSHOT_VERSION, "wall_ns": self._now.wall_ns, "rules": rules}
+        if self._restored is not None:
+            return dict(self._restored.document)
+        now_ns = self._now_ns
+        rules = {name: _remember(rule, now_ns) for name, rule in self._rules.items() if _is_worth_keeping(rule, now_ns)}
+        return {"version": _SNAPSHOT_VERSION, "wall_ns": self._wall_ns, "rules": rules}
 
     def restore(self, document: Mapping[str, Any]) -> None:
         """Takes up a snapshot, before the first step. A rule whose conditions changed or that is gone is released at that step.
@@ -146,7 +152,7 @@ class Engine:
         damaged or of another version; the engine is then as new.
         """
         memory = _read_snapshot(document)
-        restored = self._restored = _Restored(memory.wall_ns, [], [])
+        restored = self._restored = _Restored(document, memory.wall_ns, [], [])
         for name, kept in memory.rules.items():
             rule = self._rules.get(name)
             if rule is not None and (kept.when, kept.until) == (rule.spec.when, rule.spec.until) and len(kept.timers) == len(rule.timers):
@@ -198,7 +204,7 @@ class Engine:
         name, released = rule.spec.rule, kind is DecisionKind.RELEASED
         proving = rule.until if released and rule.until is not None else rule.when
         reason = rule.release_reason if released else ""
-        proof = premises(proving, now.mono_ns)
+        proof = premises(proving, self._now_ns)
         decision = Decision(self._next_id(), kind, name, now, self._revision, proof, proving.condition.text, reason)
         if released:
             self._active.pop(name, None)
@@ -213,10 +219,10 @@ class Engine:
             for name, text, reason in restored.orphans
         ]
 
-    def _resume(self, restored: _Restored, now: Timestamp) -> None:
-        gap_ns = max(0, now.wall_ns - restored.wall_ns)
+    def _resume(self, restored: _Restored, now_ns: int, wall_ns: int) -> None:
+        gap_ns = max(0, wall_ns - restored.wall_ns)
         for timer, elapsed_ns in restored.timers:
-            timer.resume(elapsed_ns, now.mono_ns - gap_ns)
+            timer.resume(elapsed_ns, now_ns - gap_ns)
 
     def _next_id(self) -> str:
         self._count += 1
@@ -243,6 +249,7 @@ class _RuleMemory(msgspec.Struct, frozen=True):
 class _Restored:
     """What waits for the first step after a restart, when the time is known."""
 
+    document: Mapping[str, Any]
     wall_ns: int
     timers: list[tuple[Timer, int]]
     orphans: list[tuple[str, str, str]]

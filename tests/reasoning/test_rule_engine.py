@@ -431,6 +431,24 @@ def test_the_time_seen_by_for_survives_a_restart_but_the_time_that_the_gateway_w
     assert again.wait(0.1) == ["slow fired"]
 
 
+def test_a_snapshot_taken_before_the_first_step_is_the_one_that_was_restored() -> None:
+    plant = Plant(HOT, SLOW)
+    plant.tell(temp=81.0, x=2.0)
+    plant.wait(7)
+    assert plant.restarted(HOT, SLOW).engine.snapshot() == json.loads(json.dumps(plant.engine.snapshot()))
+
+
+def test_a_time_that_goes_back_a_little_does_no_harm() -> None:
+    plant = Plant(SLOW)
+    plant.clock.advance(100)
+    plant.tell(x=2.0)
+    plant.engine.set("x", None, at_ns=0)
+    assert plant.engine.step(VirtualClock(mono_ns=99 * 10**9).now()) == []
+    plant.tell(x=2.0)
+    assert plant.wait(9.9) == []
+    assert plant.wait(0.1) == ["slow fired"]
+
+
 def test_a_long_outage_starts_the_time_again() -> None:
     plant = Plant(SLOW)
     plant.tell(x=2.0)
