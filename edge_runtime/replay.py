@@ -138,6 +138,7 @@ class Replay:
             raise InputError(f"{subject}: {reason}")
         acting = asyncio.create_task(loop.actuation.run(), name="replay:actuation")
         try:
+            await asyncio.sleep(0)  # the actuators' task starts them
             await run.settle()
             await self._feed(run, columns)
             await run.settle()
