@@ -198,7 +198,7 @@ class _Parser:
             operand = self._negation()
         if isinstance(operand, Held) and operand.start == first:
             expected = "parentheses, as in `(not x) for 5s` or `not (x for 5s)`"
-            raise _error(self._text, token.start, expected, "`not` and `for` together, which can be read both ways,")
+            raise _error(self._text, token.start, expected, "`not` and `for` together, which can be read both ways")
         return Not(operand, start=token.start, end=self._end)
 
     def _held(self) -> Node:
@@ -229,7 +229,7 @@ class _Parser:
             return left
         right = self._sum()
         if self._token.kind == "symbol" and self._token.text in COMPARISONS:
-            raise self._wrong("one comparison at a time, joined by `and`,")
+            raise self._wrong("one comparison at a time, joined by `and`")
         return Comparison(operator, left, right, start=start, end=self._end)
 
     def _sum(self) -> Node:
@@ -295,7 +295,9 @@ class _Parser:
         least, most = VALUE_FUNCTIONS[function.text]
         if not least <= len(arguments) <= most:
             count = str(least) if least == most else f"{least} to {most}"
-            raise _error(self._text, function.start, f"{count} values in `{function.text}(...)`", str(len(arguments)))
+            raise _error(
+                self._text, function.start, f"{count} value{'s' if most > 1 else ''} in `{function.text}(...)`", str(len(arguments))
+            )
         return tuple(arguments)
 
     @contextmanager

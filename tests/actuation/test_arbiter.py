@@ -313,4 +313,59 @@ class Life(RuleBasedStateMachine):
         assert due == min(ends, default=None)
 
 
+class SlowLife(RuleBasedStateMachine):
+    """The same with a minimum between changes: safety comes first, priority waits."""
+
+    INTERVAL_S = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arb = Arbiter({"valve": ActuatorSpec(safe_state="closed", lease_s=10, min_interval_s=self.INTERVAL_S)})
+        self.now = 0
+        self.hardware = ""
+        self.changed = -(10**18)
+        self.take(self.arb.start(0))
+
+    def take(self, commands: list[Command]) -> None:
+        for command in commands:
+            assert command.state == "closed" or self.now - self.changed >= self.INTERVAL_S * S
+            self.hardware, self.changed = command.state, self.now
+
+    @rule(holder=_holders, state=_states, priority=_priorities)
+    def claim(self, holder: str, state: str, priority: int) -> None:
+        self.take(self.arb.claim(holder, "valve", state, self.now, priority=priority))
+
+    @rule(holder=_holders)
+    def renew(self, holder: str) -> None:
+        self.take(self.arb.renew(holder, self.now))
+
+    @rule(holder=_holders)
+    def release(self, holder: str) -> None:
+        self.take(self.arb.release(holder, self.now))
+
+    @rule(seconds=st.sampled_from([1, 3, 4, 11]))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds * S
+        self.take(self.arb.expire(self.now))
+
+    @invariant()
+    def away_from_the_safe_state_only_by_a_live_claim(self) -> None:
+        wanted = {claim.state for claim in self.arb._actuators["valve"].live(self.now)}
+        assert self.hardware == self.arb.states()["valve"]
+        assert self.hardware == "closed" or self.hardware in wanted
+
+    @invariant()
+    def once_the_interval_is_over_the_winner_holds(self) -> None:
+        winner = self.arb._actuators["valve"].winner(self.now)
+        assert self.arb.expire(self.now) == []
+        if self.now - self.changed >= self.INTERVAL_S * S:
+            assert self.hardware == ("closed" if winner is None else winner.state)
+
+    @invariant()
+    def a_deadline_is_in_the_future(self) -> None:
+        due = self.arb.next_deadline_ns()
+        assert due is None or due > self.now
+
+
 TestLife = Life.TestCase
+TestSlowLife = SlowLife.TestCase

@@ -90,7 +90,7 @@ def test_durations(text: str, seconds: float) -> None:
         ("not a for 5s", 1, "`not (x for 5s)`"),
         ("not (a or b) for 5s", 1, "`not (x for 5s)`"),
         ("mxa(1, 2) > 3", 1, "did you mean `max`?"),
-        ("abs(1, 2) > 3", 1, "expected 1 values in `abs(...)`, came 2"),
+        ("abs(1, 2) > 3", 1, "expected 1 value in `abs(...)`, came 2"),
         ("known(1)", 1, "one fact in `known(...)`"),
         ("x == 'abc", 6, "a closing `'`"),
         ("x > 1e999", 5, "a finite number"),
