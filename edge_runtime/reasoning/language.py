@@ -49,6 +49,7 @@ STATE_FUNCTIONS = ("known", "stale")
 KEYWORDS = frozenset({"and", "or", "not", "for", "true", "false"})
 COMPARISONS = frozenset({">", ">=", "<", "<=", "==", "!="})
 
+_LONGEST_QUOTE = 80
 _MISTAKEN = {"&&": "and", "||": "or", "&": "and", "|": "or", "!": "not", "=": "==", "<>": "!=", "=>": ">=", "=<": "<=", "===": "=="}
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
@@ -155,6 +156,7 @@ def _after_space(text: str, position: int) -> int:
 
 def _error(text: str, position: int, expected: str, came: str) -> RuleError:
     near = " ".join(text[max(0, position - 12) : position + 12].split())
+    came = came if len(came) <= _LONGEST_QUOTE else f"{came[:_LONGEST_QUOTE]}..."
     return RuleError(f"column {position + 1}: expected {expected}, came {came}" + (f" near `{near}`" if near else ""), position + 1)
 
 

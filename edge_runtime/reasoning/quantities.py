@@ -95,8 +95,13 @@ def negated(operand: Quantity) -> Quantity:
 
 
 def absolute(operand: Quantity) -> Quantity:
-    """Without its sign."""
-    return _derived(operand, abs, operand.weights)
+    """Without its sign: of a temperature only as a difference, for its sign hangs on the zero of its unit."""
+    weights = operand.weights if operand.constant is not None else operand.weights & _PLAIN
+    if not weights:
+        raise RuleError(
+            f"column {operand.column}: expected a difference in `abs(...)`, such as `abs(a - b)`, came {_kind(operand)}", operand.column
+        )
+    return _derived(operand, abs, weights)
 
 
 def extreme(choose: Callable[[Sequence[float]], float], operands: Sequence[Quantity]) -> Quantity:

@@ -125,6 +125,8 @@ def test_arithmetic_that_runs_out_of_numbers_is_unknown() -> None:
         ("(temp + oil) / 2 > 354 K", {"temp": 80.0, "oil": 176.0}, False),
         ("abs(temp - 80 degC) > 5 degC", {"temp": 74.0}, True),
         ("abs(temp - 80) > 5", {"temp": 86.0}, True),
+        ("abs(temp - 80 degC) > 5 K", {"temp": 74.0}, True),
+        ("abs(temp - 80 degC) > 9 degF", {"temp": 76.0}, False),
         ("max(temp, oil) > 85 degC", {"temp": 80.0, "oil": 190.0}, True),
         ("min(temp, oil) > 85 degC", {"temp": 80.0, "oil": 190.0}, False),
         ("flow < 1 m3/h", {"flow": 16.0}, True),
@@ -161,6 +163,43 @@ def test_a_threshold_in_another_unit_is_the_converted_threshold(value: float, li
         )
 
 
+_temperatures = st.recursive(
+    st.sampled_from(["t1", "t2", "t3", "10 degC", "40 degF", "5 K", "300 K", "0 degC"]),
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from("+-"), inner).map(lambda parts: f"({parts[0]} {parts[1]} {parts[2]})"),
+        st.tuples(inner, st.sampled_from(["* 2", "/ 2", "/ 3"])).map(lambda parts: f"({parts[0]} {parts[1]})"),
+        st.tuples(st.sampled_from(["min", "max"]), inner, inner).map(lambda parts: f"{parts[0]}({parts[1]}, {parts[2]})"),
+        inner.map(lambda one: f"abs({one})"),
+        inner.map(lambda one: f"-{one}"),
+    ),
+    max_leaves=5,
+)
+
+
+@given(_temperatures, _temperatures, st.tuples(*[st.floats(-50, 150)] * 3))
+def test_what_is_accepted_does_not_depend_on_the_unit_of_the_sensors(left: str, right: str, celsius: tuple[float, ...]) -> None:
+    """80 degC as a temperature, a difference, a mean: each in the units of three fleets, with the same outcome."""
+    outcomes = set()
+    for units in (("degC",) * 3, ("degF",) * 3, ("K",) * 3, ("degC", "degF", "K")):
+        facts = {f"t{n + 1}": FactType("number", unit) for n, unit in enumerate(units)}
+        values = {f"t{n + 1}": convert(celsius[n], "degC", unit) for n, unit in enumerate(units)}
+        with contextlib.suppress(RuleError):
+            tie = f"abs(({left}) - ({right})) < 0.000001 K"
+            with contextlib.suppress(RuleError):
+                if _evaluate(tie, facts, values):
+                    return
+            outcomes.add(_evaluate(f"{left} > {right}", facts, values))
+    assert len(outcomes) <= 1
+
+
+def _evaluate(text: str, facts: dict[str, FactType], values: dict[str, float]) -> bool | None:
+    network = Network(facts)
+    compiled = compile_condition(parse(text), network)
+    for name, value in values.items():
+        network.slot(name).change(value, False)
+    return compiled.truth()
+
+
 @pytest.mark.parametrize(
     ("text", "column", "message"),
     [
@@ -171,6 +210,7 @@ def test_a_threshold_in_another_unit_is_the_converted_threshold(value: float, li
         ("temp + oil > 80 degC", 14, "cannot compare"),
         ("temp - 5 K > 80 degC", 8, "may be a temperature or a difference"),
         ("temp - 80 degC > 5 K", 18, "may be a temperature or a difference"),
+        ("abs(temp) > 5 degC", 5, "expected a difference in `abs(...)`"),
         ("x / 0 > 1", 5, "a divisor other than 0"),
         ("tmep > 80", 1, "came `tmep`; did you mean `temp`?"),
         ("nothing_like_it", 1, "known: temp"),
