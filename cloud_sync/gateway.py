@@ -31,6 +31,7 @@ def mqtt_uplink(settings: LinkSettings, outbox: Outbox, clock: Clock, state: Sta
     except msgspec.ValidationError as err:
         raise InputError(f"broker: {err}") from err
     limits = UplinkSettings(
+        ack_timeout_s=2.0,  # then doubling: a controller that comes back after its broker is met soon
         reconnect_base_s=min(1.0, settings.reconnect_max_s),
         reconnect_max_s=settings.reconnect_max_s,
         max_bytes_per_day=settings.max_bytes_per_day,

@@ -29,6 +29,9 @@ class Command:
             "--duration", type=float, default=75.0, metavar="S", help="length of the story in seconds (default: %(default)g)"
         )
         parser.add_argument("--port", type=int, default=0, metavar="P", help="port of the demo's broker (default: a free one)")
+        parser.add_argument(
+            "--broker", choices=("mosquitto", "amqtt"), default="mosquitto", help="amqtt: the embedded one, even if mosquitto is installed"
+        )
         parser.add_argument("--no-console", action="store_true", help="plain lines instead of the live view")
         parser.add_argument("--json", action="store_true", help="print one JSON document to stdout at the end")
         parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this folder and keep it")
@@ -37,7 +40,7 @@ class Command:
         with contextlib.ExitStack() as stack:
             directory = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-runtime-demo-")))
             directory.mkdir(parents=True, exist_ok=True)
-            stage = Stage(directory.resolve(), args.port or _free_port())
+            stage = Stage(directory.resolve(), args.port or _free_port(), args.broker)
             story = Story(stage, args.duration, _observer(args, stack))
             outcome, problems = asyncio.run(_play(stage, story))
         return _finish(args, story, outcome, problems)

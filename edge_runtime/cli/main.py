@@ -23,7 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = names(COMMANDS)
     wanted = next((word for word in argv if not word.startswith("-")), "")
     try:
-        parser = _parser({name: load(COMMANDS, name)() for name in known if name == wanted or wanted not in known})
+        commands = {wanted: load(COMMANDS, wanted)()} if wanted in known else _all_commands(known)
+        parser = _parser(commands)
         args = parser.parse_args(argv)
         if not hasattr(args, "command"):
             parser.print_help()
@@ -50,6 +51,17 @@ def default_state_dir() -> Path:
 def add_state_option(parser: argparse.ArgumentParser) -> None:
     """The `--state DIR` option that every command on durable state has."""
     parser.add_argument("--state", type=Path, default=default_state_dir(), metavar="DIR", help="state folder (default: %(default)s)")
+
+
+def _all_commands(known: Sequence[str]) -> dict[str, CliCommand]:
+    """Every command that can be imported: a broken one of another package must not take the help of the others along."""
+    commands: dict[str, CliCommand] = {}
+    for name in known:
+        try:
+            commands[name] = load(COMMANDS, name)()
+        except ImportError as err:
+            print(f"edge-runtime: the command `{name}` is not available: {err}", file=sys.stderr)
+    return commands
 
 
 def _parser(commands: dict[str, CliCommand]) -> argparse.ArgumentParser:

@@ -121,7 +121,8 @@ def _progress(text: str) -> None:
 
 def _tell(summary: dict[str, Any]) -> list[str]:
     lines = [
-        f"rows {summary['rows']}  duplicates {summary['duplicates']}  out of order {summary['out_of_order']}  malformed {summary['malformed']}",
+        f"rows {summary['rows']}  duplicates {summary['duplicates']}  out of order {summary['out_of_order']}"
+        f"  malformed {summary['malformed']}",
         f"cells {summary['cells']} = readings {summary['readings']} + dropped {sum(summary['dropped'].values())}"
         f"   (missing among the readings: {summary['cells_missing']})",
         f"inferences {summary['inferences']}  decisions {summary['decisions']}  actions {summary['actions']}",

@@ -55,6 +55,7 @@ class Stage:
 
     directory: Path
     port: int
+    broker: str = "mosquitto"
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     _broker_pid: int = 0
 
@@ -87,7 +88,8 @@ class Stage:
 
     async def start_broker(self) -> str:
         """Starts the broker; returns which one it is."""
-        ready = await self._start("broker", ["controller", "broker", "--port", str(self.port), "--dir", str(self.directory / "broker")])
+        arguments = ["controller", "broker", "--port", str(self.port), "--dir", str(self.directory / "broker"), "--prefer", self.broker]
+        ready = await self._start("broker", arguments)
         self._broker_pid = int(ready["pid"])
         return str(ready["broker"])
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.align import Align
 from rich.console import Console, Group, RenderableType
-from rich.layout import Layout
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -53,17 +52,19 @@ class LiveView:
         self._last_ledger = seen.get("ledger", self._last_ledger)
 
     def _draw(self) -> RenderableType:
-        layout = Layout(size=26)
-        layout.split_row(Layout(self._story(), ratio=3), Layout(name="right", ratio=2))
-        layout["right"].split_column(Layout(self._plant(), ratio=5), Layout(self._accounting(), ratio=4))
-        return layout
+        right = Group(self._plant(), self._accounting())
+        table = Table.grid(expand=True)
+        table.add_column(ratio=3)
+        table.add_column(ratio=2)
+        table.add_row(self._story(), right)
+        return table
 
     def _story(self) -> RenderableType:
         table = Table.grid(padding=(0, 1))
         table.add_column(justify="right", style="dim", no_wrap=True)
         table.add_column(no_wrap=True)
         table.add_column()
-        for event in self._events[-16:]:
+        for event in self._events:
             mark, style = ("✖", "bold red") if event.event in _TROUBLE else ("✔", "bold green")
             table.add_row(f"{event.t_s:4.0f} s", Text(mark, style), event.sentence)
         elapsed_s = self._events[-1].t_s if self._events else 0.0
