@@ -17,6 +17,7 @@ from edge_runtime.bus import Bus
 from edge_runtime.clock import Clock
 from edge_runtime.config.deployment import Deployment
 from edge_runtime.config.gateway import SensorBinding
+from edge_runtime.config.verbs import actions
 from edge_runtime.errors import InputError
 from edge_runtime.ingest import Ingest
 from edge_runtime.pipeline.features import Features
@@ -26,7 +27,7 @@ from edge_runtime.reasoning import RuleEngine
 from edge_runtime.reasoning.engine import Engine
 from edge_runtime.reasoning.facts import fact_types, feature_facts, inference_facts, model_labels
 from edge_runtime.recorder import Recorder, RecordSink
-from edge_runtime.types import Decision, DecisionKind, Inference, Quality, Reading, Timestamp
+from edge_runtime.types import DecisionKind, Inference, Quality, Reading, Timestamp
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class LocalLoop:
         that cannot run, with the reason. Raises InputError for rules or units that do not fit, and changes nothing.
         """
         facts = fact_types(deployment, labels)
+        for rule in deployment.rules:
+            actions(rule.then)  # raises before anything is changed
         self._generation += 1
         engine = Engine(deployment.rules, facts, revision=str(deployment.revision), boot=f"{self._boot}.{self._generation}")
         self.ingest.configure(deployment.sensors, bindings, units)
@@ -165,14 +168,14 @@ class LocalLoop:
     # -- decisions --------------------------------------------------------------------------------------------------------
 
     def _step(self, now: Timestamp) -> None:
+        """Publishes every decision before any inference that one of them triggers, which may decide in its turn."""
         self._memory = None
-        for decision in self.engine.step(now):
-            self._publish(decision)
-
-    def _publish(self, decision: Decision) -> None:
-        self.bus.publish(decision)
-        if decision.kind is DecisionKind.FIRED:
-            self.flow.notify(decision.rule)
+        decisions = self.engine.step(now)
+        for decision in decisions:
+            self.bus.publish(decision)
+        for decision in decisions:
+            if decision.kind is DecisionKind.FIRED:
+                self.flow.notify(decision.rule)
 
     def _carry_over(self, engine: Engine) -> None:
         """Latched rules and elapsed times go on under the new rules, where those did not change."""

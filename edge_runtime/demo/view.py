@@ -43,6 +43,7 @@ class LiveView:
         """Takes one status or event."""
         if isinstance(seen, Event):
             self._events.append(seen)
+            self._last_ledger = seen.facts.get("ledger", self._last_ledger)
             return
         self._status = seen
         channels = seen.get("channels", {})
@@ -121,7 +122,7 @@ def sparkline(values: deque[float]) -> str:
     """Values as a row of bars, from 0 to the largest seen; unknown ones are gaps."""
     known = [value for value in values if value == value]
     top = max(known, default=1.0) or 1.0
-    return "".join(" " if value != value else _BARS[min(7, int(8 * max(0.0, value) / top))] for value in list(values)[-24:])
+    return "".join(" " if value != value else _BARS[min(7, int(8 * max(0.0, value) / top))] for value in list(values)[-18:])
 
 
 def _last(values: deque[float]) -> str:
