@@ -83,8 +83,8 @@ def _pixels(path: Path, layout: Layout) -> Array:
 def _scaled(pixels: Array, tensor: TensorInfo) -> tuple[Array, str]:
     """Pixels as the model most likely wants them.
 
-    uint8 inputs get them as they are. An int8 input whose real range is a usual one ([0, 1], [-1, 1], ...) gets them shifted by 128, which is
-    exact; every other input gets pixel / 127.5 - 1.
+    uint8 inputs get them as they are. An int8 input whose real range is a usual one ([0, 1], [-1, 1], ...) gets them shifted by
+    128, which is exact; every other input gets pixel / 127.5 - 1.
     """
     if tensor.dtype == "uint8":
         return pixels, "pixels as they are"

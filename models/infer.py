@@ -65,7 +65,12 @@ class Command:
             report, choice = infer(args)
         except ModelRefused as err:
             if args.json:
-                _print_json({"model": args.model, "refused": {"reason": err.reason.value, "message": str(err)}})
+                _print_json(
+                    {
+                        "model": args.model,
+                        "refused": {"reason": err.reason.value, "message": str(err).removeprefix(f"{err.reason.value}: ")},
+                    }
+                )
             print(f"edge-runtime: model refused: {err}", file=sys.stderr)
             return 1
         if args.json:

@@ -55,9 +55,9 @@ def read(path: Path, inputs: Sequence[TensorInfo], options: Options) -> Iterator
             yield _several(path, inputs)
         else:
             yield from _single(path, inputs[0], options)
+    except InputError:
+        raise
     except (OSError, ValueError, EOFError) as err:
-        if isinstance(err, InputError):
-            raise
         raise InputError(f"{path}: cannot be read: {err}") from err
 
 
@@ -139,8 +139,8 @@ def _reshaped(values: Array, tensor: TensorInfo, shape: tuple[int, ...]) -> tupl
         note = f"{len(runs)} inputs of shape {shape_text(shape)}" if len(runs) > 1 else f"read as shape {shape_text(shape)}"
         return list(runs), note
     raise InputError(
-        f"holds {values.size} values of shape {shape_text(values.shape)}; input `{tensor.name}` takes {count} ({shape_text(tensor.shape)}). "
-        "Give a multiple of that, or cut windows with --window N --hop M"
+        f"holds {values.size} values of shape {shape_text(values.shape)}; input `{tensor.name}` takes {shape_text(tensor.shape)}. "
+        f"Give a multiple of {count} values, or cut windows with --window N --hop M"
     )
 
 
@@ -204,13 +204,16 @@ def _csv(path: Path) -> tuple[Array, str]:
         raise InputError(f"{path}: is empty")
     header = [] if all(map(_is_number, rows[0])) else rows[0]
     body = rows[1:] if header else rows
-    first = (
-        1 if body and len(body[0]) > 1 and (not _is_number(body[0][0]) or (header and header[0].strip().lower() in _TIME_COLUMNS)) else 0
-    )
+    first = 1 if body and _starts_with_time(header, body[0]) else 0
     values = [_numbers(path, line, row[first:]) for line, row in enumerate(body, 2 if header else 1)]
     if len({len(row) for row in values}) > 1:
         raise InputError(f"{path}: rows have different numbers of columns")
     return np.asarray(values, np.float32), f"time column `{header[0] if header else 1}` left out" if first else ""
+
+
+def _starts_with_time(header: Sequence[str], row: Sequence[str]) -> bool:
+    named = bool(header) and header[0].strip().lower() in _TIME_COLUMNS
+    return len(row) > 1 and (named or not _is_number(row[0]))
 
 
 def _numbers(path: Path, line: int, row: Sequence[str]) -> list[float]:

@@ -55,8 +55,15 @@ class Report(msgspec.Struct, frozen=True):
 
 
 def result(
-    name: str, run: int, latency_ms: float, given: Sequence[Array], got: Sequence[Array], tensors: Sequence[TensorInfo], labels: Sequence[str], top: int
-) -> Result:  # fmt: skip
+    name: str,
+    run: int,
+    latency_ms: float,
+    given: Sequence[Array],
+    got: Sequence[Array],
+    tensors: Sequence[TensorInfo],
+    labels: Sequence[str],
+    top: int,
+) -> Result:
     """A run's outputs as a Result. Scores are ranked on the first output when it is more than one number and no reconstruction."""
     error = _reconstruction_mse(given, got)
     scores = got[0].reshape(-1) if got and error is None else np.zeros(0, np.float32)
@@ -77,11 +84,21 @@ def as_text(report: Report, passed_over: Sequence[str] = ()) -> str:
     lines = [f"{report.model}: backend {report.backend}{also}, precision {report.precision}"]
     if report.probe is not None:
         lines.append(f"probe: loads in {report.probe.load_ms:.1f} ms, adds {report.probe.rss_mb:.1f} MB")
-    lines += report.notes
+    lines += _notes(report.notes)
     width = max((len(_title(entry)) for entry in report.results), default=0)
     for _, group in groupby(report.results, key=lambda entry: entry.input):
-        lines += ["", *_source_text(list(group), width)]
+        text = list(_source_text(list(group), width))
+        lines += ["", *text] if len(text) > 1 else text
     return "\n".join(lines)
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    """One line for all files that were read in the same way."""
+    sources: dict[str, list[str]] = {}
+    for note in notes:
+        source, _, text = note.partition(": ")
+        sources.setdefault(text, []).append(source)
+    return [f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {text}" for text, names in sources.items()]
 
 
 def _source_text(results: list[Result], width: int) -> Iterator[str]:
