@@ -1,0 +1,186 @@
+"""`doctor`: what this machine can do, what is missing, and how to mend it. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Literal
+
+from edge_runtime.cli.main import add_state_option
+from edge_runtime.clock import SystemClock
+from edge_runtime.registry import ADAPTERS, MODEL_BACKENDS, names
+
+_PACKAGES = ("edge_runtime", "adapters", "cloud_sync", "models")
+_OPTIONAL = {
+    "onnxruntime": ("onnx", "runs .onnx models"),
+    "ai_edge_litert": ("litert", "runs .tflite models"),
+    "tflite_runtime": ("tflite", "runs .tflite models on 32-bit Arm and Python up to 3.11"),
+    "PIL": ("image", "infer on pictures"),
+    "rich": ("console", "the demo's live view"),
+    "amqtt": ("broker", "the demo's broker where mosquitto is missing"),
+    "uvloop": ("uvloop", "a faster event loop"),
+}
+_INT8_FLAGS = {
+    "avx512_vnni": "INT8 dot products (AVX-512 VNNI)",
+    "avx_vnni": "INT8 dot products (AVX VNNI)",
+    "asimddp": "INT8 dot products (Arm dotprod)",
+    "i8mm": "INT8 matrix products (Arm i8mm)",
+}
+_LOW_DISK_BYTES = 512 * 1024 * 1024
+_MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at; `remedy` is what to do about it."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+    remedy: str = ""
+
+
+class Command:
+    """Exit code 1 when something is a failure; warnings are things that a gateway can do without."""
+
+    summary = "say what this machine can do, what is missing, and how to mend it"
+    example = "edge-runtime doctor --json"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        add_state_option(parser)
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def run(self, args: argparse.Namespace) -> int:
+        findings = [finding for look in _LOOKS for finding in look(args.state)]
+        ok = all(finding.state != "fail" for finding in findings)
+        if args.json:
+            print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=2))
+            return 0 if ok else 1
+        for finding in findings:
+            print(f"{_MARKS[finding.state]}  {finding.name:22s} {finding.detail}")
+            if finding.remedy:
+                print(f"{'':28s} -> {finding.remedy}")
+        return 0 if ok else 1
+
+
+def _machine(state: Path) -> Iterator[Finding]:
+    model = _read("/proc/device-tree/model").rstrip("\0") or _read("/sys/devices/virtual/dmi/id/product_name").strip() or "unknown board"
+    yield Finding("machine", "ok", f"{model}, {platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}")
+    version = platform.python_version()
+    if sys.version_info >= (3, 11):
+        yield Finding("python", "ok", version)
+    else:
+        yield Finding("python", "fail", version, "install Python 3.11 or newer")
+    flags = set(_read("/proc/cpuinfo").split())
+    found = [text for flag, text in _INT8_FLAGS.items() if flag in flags]
+    yield Finding(
+        "INT8", "ok" if found else "warn", ", ".join(found) or "no INT8 instructions: INT8 models are smaller here, but hardly faster"
+    )
+
+
+def _memory(state: Path) -> Iterator[Finding]:
+    lines = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
+    available = int(lines.get("MemAvailable", "0").split()[0]) // 1024 if lines else 0
+    remedy = "" if available >= 128 else "free memory: a gateway with a model needs about 100 MB"
+    yield Finding("memory", "ok" if available >= 128 else "warn", f"{available} MiB available", remedy)
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        controllers = _read("/sys/fs/cgroup/cgroup.controllers").split()
+        if "memory" in controllers:
+            yield Finding("cgroup v2", "ok", "memory limits work")
+        else:
+            remedy = "on a Raspberry Pi add `cgroup_enable=memory` to cmdline.txt and reboot"
+            yield Finding("cgroup v2", "warn", "no memory controller: MemoryMax= of the service does nothing", remedy)
+    else:
+        yield Finding("cgroup v2", "warn", "not mounted: resource limits of the service do nothing")
+
+
+def _state_folder(state: Path) -> Iterator[Finding]:
+    folder = next(path for path in (state, *state.parents) if path.exists())
+    if not os.access(folder, os.W_OK):
+        yield Finding("state folder", "fail", f"{state} cannot be written", f"give this user {folder}, or name another folder with --state")
+        return
+    free = shutil.disk_usage(folder).free
+    low = free < _LOW_DISK_BYTES
+    remedy = "free space, or lower store.max_bytes" if low else ""
+    yield Finding("state folder", "warn" if low else "ok", f"{state}, {free // 1024**2} MiB free", remedy)
+
+
+def _clock(state: Path) -> Iterator[Finding]:
+    error_ns = SystemClock().now().wall_err_ns
+    if error_ns < 0:
+        yield Finding("clock", "warn", "not synchronised: wall times carry no error bound", "set up NTP (systemd-timesyncd or chrony)")
+    else:
+        yield Finding("clock", "ok", f"synchronised within {error_ns / 1e6:.1f} ms")
+
+
+def _libraries(state: Path) -> Iterator[Finding]:
+    for module, (extra, purpose) in _OPTIONAL.items():
+        error = _import_error(module)
+        if error is None:
+            yield Finding(module, "ok", purpose)
+        else:
+            yield Finding(module, "warn", f"{purpose}: {error}", f"pip install 'edge-runtime[{extra}]'")
+
+
+def _import_error(module: str) -> str | None:
+    """Imported in a child: a binary wheel that does not fit this machine may take its process down."""
+    try:
+        done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return "importing it takes longer than 60 s"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    if "ModuleNotFoundError" in (lines[-1] if lines else ""):
+        return "not installed"
+    return lines[-1] if lines else f"importing it ends the process with code {done.returncode}"
+
+
+def _plugins(state: Path) -> Iterator[Finding]:
+    yield Finding("adapters", "ok", ", ".join(names(ADAPTERS)))
+    yield Finding("model backends", "ok", ", ".join(names(MODEL_BACKENDS)))
+    mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    yield Finding("mosquitto", "ok" if mosquitto else "warn", mosquitto or "not found", "" if mosquitto else "apt install mosquitto")
+    systemd = Path("/run/systemd/system").exists()
+    yield Finding("systemd", "ok" if systemd else "warn", "running" if systemd else "not running here: start the gateway by other means")
+
+
+def _collisions(state: Path) -> Iterator[Finding]:
+    """Another distribution with a top-level package of one of our names would be imported instead of ours, or ours instead of its."""
+    for distribution in distributions():
+        owner = distribution.metadata["Name"] or "?"
+        tops = {str(file).partition("/")[0] for file in distribution.files or ()}
+        taken = sorted(tops & set(_PACKAGES))
+        if taken and owner.replace("_", "-").lower() != "edge-runtime":
+            yield Finding(
+                "package names", "fail", f"{owner} also installs {', '.join(taken)}", f"pip uninstall {owner}, or use a virtual environment"
+            )
+            return
+    yield Finding("package names", "ok", "no other distribution uses them")
+
+
+_LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
+    _machine,
+    _memory,
+    _state_folder,
+    _clock,
+    _libraries,
+    _plugins,
+    _collisions,
+)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
