@@ -41,7 +41,9 @@ class Document:
         return self.lines.get(path, 1)
 
     def report(self, path: str, message: str, *, fatal: bool = True) -> None:
-        """Adds a problem at a key."""
+        """Adds a problem at a key; of several at one key the first is the cause and stays."""
+        if any(problem.key == path for problem in self.problems):
+            return
         self.problems.append(Problem(self.file, self.line(path), path or "(document)", message, fatal))
 
 
@@ -57,16 +59,30 @@ def parse_document(text: bytes, file: str) -> Document:
         decoded = decoded.replace("\t", "  ")  # JSON may be indented with tabs; YAML may not
     document = Document(file)
     try:
+        _bound_depth(decoded, file)
         node = yaml.compose(decoded, Loader=_LOADER)
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
-        hint = "; indent with spaces, not tabs" if "\\t" in str(err.problem) or "'\t'" in str(err.problem) else ""
+        line = decoded.split("\n")[mark.line] if mark and mark.line < decoded.count("\n") + 1 else ""
+        hint = "; indent with spaces, not tabs" if line.lstrip(" ").startswith("\t") else ""
         raise _unreadable(file, mark.line + 1 if mark else 1, f"not valid YAML: {err.problem or err.context}{hint}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:
         raise _unreadable(file, 1, f"not valid YAML: {err}") from err
     if node is not None:
         document.value = _Builder(document).build(node, "", 0)
     return document
+
+
+def _bound_depth(text: str, file: str) -> None:
+    """The composer recurses on the C stack, so depth is bounded on the flat stream of events before it runs."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _unreadable(file, event.start_mark.line + 1, f"more than {MAX_DEPTH} levels; a gateway's documents are far flatter")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 class _Builder:
@@ -80,8 +96,8 @@ class _Builder:
         self._nodes += 1
         line = node.start_mark.line + 1
         self._document.lines.setdefault(path, line)
-        if self._nodes > MAX_NODES or depth > MAX_DEPTH:
-            limit = f"{MAX_NODES} values" if self._nodes > MAX_NODES else f"{MAX_DEPTH} levels"
+        if self._nodes > MAX_NODES or depth > 2 * MAX_DEPTH:
+            limit = f"{MAX_NODES} values" if self._nodes > MAX_NODES else f"{2 * MAX_DEPTH} levels through aliases"
             raise _unreadable(self._document.file, line, f"more than {limit}; a gateway's documents are far smaller")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path, depth)
