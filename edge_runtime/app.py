@@ -247,9 +247,9 @@ class Gateway:
     # -- stop -------------------------------------------------------------------------------------------------------------
 
     async def _wind_down(self) -> None:
-        """Within 2 s: sensing ends, actuators become safe, records become durable, and what the link can still take is sent."""
-        await _cancel(self._sensing)
+        """Within 2 s: actuators become safe while their adapters are open, sensing ends, records are durable, the link takes some."""
         await self.loop.actuation.stop(safe=self.config.on_stop == "safe")
+        await _cancel(self._sensing)
         self.store.put("rules", self.loop.snapshot())
         await self.store.flush()
         if self.uplink is not None and self.uplink.up:
