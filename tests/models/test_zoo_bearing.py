@@ -1,0 +1,40 @@
+"""The bearing model is what its manifest says, and hears what the simulated pump does, on recordings it was never trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from models.zoo import names, path
+from models.zoo.bearing.data import LABELS, WINDOW, dataset
+from models.zoo.bearing.train import predict
+
+MODEL = path("bearing")
+MANIFEST = json.loads((MODEL.parent / "manifest.json").read_text())
+
+
+def test_the_artefact_is_the_one_that_was_measured() -> None:
+    assert "bearing" in names()
+    assert MANIFEST["digest"] == "sha256:" + hashlib.sha256(MODEL.read_bytes()).hexdigest()
+    assert MANIFEST["size_bytes"] == MODEL.stat().st_size < 100_000
+    assert MANIFEST["labels"] == list(LABELS)
+    assert MANIFEST["measured"]["accuracy"]["int8"] >= 0.97
+    assert abs(MANIFEST["measured"]["accuracy"]["float"] - MANIFEST["measured"]["accuracy"]["int8"]) <= 0.005
+
+
+def test_the_recipe_makes_the_same_data_again() -> None:
+    first, second = dataset(5, 4), dataset(5, 4)
+    assert np.array_equal(first[0], second[0])
+    assert first[0].shape[1:] == (1, 1, WINDOW)
+    assert sorted(set(first[1].tolist())) == [0, 1, 2, 3]
+
+
+def test_it_is_right_on_runs_it_has_never_seen() -> None:
+    pytest.importorskip("onnxruntime")
+    x, y = dataset(20_261_123, 48)
+    guess = predict(MODEL, x)
+    assert (guess == y).mean() >= 0.95
+    assert (guess[y == 0] != 0).mean() <= 0.01
