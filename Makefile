@@ -32,7 +32,7 @@ clean:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edge-runtime needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 # A stamp is newer than the lock it installed, so an updated lock is installed again. The dev set holds all that the demo needs.
 $(VENV)/.demo: pyproject.toml requirements/demo.lock | $(BIN)/python
