@@ -80,7 +80,8 @@ def _bound_depth(text: str, file: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise _unreadable(file, event.start_mark.line + 1, f"more than {MAX_DEPTH} levels; a gateway's documents are far flatter")
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise _unreadable(file, line, f"more than {MAX_DEPTH} levels; a gateway's documents are far flatter")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
