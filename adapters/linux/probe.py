@@ -5,6 +5,7 @@ Probes block, and run in the adapter's thread only.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -20,9 +21,10 @@ _PROC_BYTES = 65_536
 
 
 class Count(NamedTuple):
-    """A total that only rises; what is wanted is its rise per second."""
+    """A total that only rises; what is wanted is its rise per second, at most `most`."""
 
     total: float
+    most: float = math.inf
 
 
 class Share(NamedTuple):
@@ -87,7 +89,7 @@ def _rise(before: Count | Share, now: Count | Share, elapsed_ns: int) -> float |
         whole = now.whole - before.whole
         return min(100.0, max(0.0, 100 * (now.part - before.part) / whole)) if whole > 0 else None
     if isinstance(now, Count) and isinstance(before, Count) and now.total >= before.total:
-        return (now.total - before.total) / elapsed_ns * 1e9
+        return min(now.most, (now.total - before.total) / elapsed_ns * 1e9)
     return None
 
 

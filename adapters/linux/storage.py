@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -69,6 +70,6 @@ class BlockDevices:
         for device in dict.fromkeys(channel.split("/")[1] for channel in channels):
             with suppress(OSError, ValueError, IndexError):
                 fields = read_attribute(f"{self._root}/{device}/stat").split()
-                for kind, (index, scale, *_) in self._FIELDS.items():
-                    values[f"disk/{device}/{kind}"] = Count(scale * float(fields[index]))
+                for kind, (index, scale, unit, _) in self._FIELDS.items():
+                    values[f"disk/{device}/{kind}"] = Count(scale * float(fields[index]), 100.0 if unit == "%" else math.inf)
         return values
