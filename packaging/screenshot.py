@@ -1,6 +1,6 @@
 """Turns a captured terminal screen (`tmux capture-pane -p -e`) into an SVG for the documentation, without fonts from elsewhere.
 
-    tmux capture-pane -p -e -t demo | python packaging/screenshot.py "make demo" > docs/images/demo.svg
+tmux capture-pane -p -e -t demo | python packaging/screenshot.py "make demo" > docs/images/demo.svg
 """
 
 from __future__ import annotations
