@@ -19,6 +19,7 @@ def main() -> int:
         command = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
         command += ["--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header"]
         command += [word for extra in extras for word in ("--extra", extra)]
+        command += ["--constraint", "requirements/constraints.txt"]
         command += ["pyproject.toml", "requirements/build.in", "--output-file", f"requirements/{name}.lock"]
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         if code:
