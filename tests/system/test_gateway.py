@@ -9,8 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -128,27 +129,35 @@ async def test_a_damaged_database_is_set_aside_and_the_gateway_runs_on(site: Sit
     assert [path for path in site.state_dir.iterdir() if ".corrupt-" in path.name]
 
 
-async def _mute_broker() -> asyncio.Server:
-    """Accepts every MQTT connection and subscription, and forgets what it is sent: no PUBACK, ever."""
+@contextlib.asynccontextmanager
+async def _mute_broker() -> AsyncIterator[int]:
+    """The port of a broker that accepts every MQTT connection and subscription, and forgets what it is sent: no PUBACK, ever."""
+    gone: list[asyncio.Task[None]] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        gone.append(cast("asyncio.Task[None]", asyncio.current_task()))
         while data := await reader.read(65_536):
             if data[0] >> 4 == 1:
                 writer.write(bytes([0x20, 3, 0, 0, 0]) if b"MQTT\x05" in data[:12] else bytes([0x20, 2, 0, 0]))
+        writer.close()
+        await writer.wait_closed()
 
-    return await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await asyncio.gather(*gone, return_exceptions=True)
 
 
 async def test_a_broker_that_accepts_and_forgets_costs_nothing_but_patience(site: Site) -> None:
-    server = await _mute_broker()
-    port = server.sockets[0].getsockname()[1]
-    site.edit("gateway.yaml", f"port: {site.port}", f"port: {port}")
-    await site.start_gateway()
-    status = await site.until(lambda s: valve(s) == "open")
-    assert status["ledger"]["delivered"] == 0
-    assert status["ledger"]["dropped"] == {}
-    await site.stop("gateway")
-    server.close()
+    async with _mute_broker() as port:
+        site.edit("gateway.yaml", f"port: {site.port}", f"port: {port}")
+        await site.start_gateway()
+        status = await site.until(lambda s: valve(s) == "open")
+        assert status["ledger"]["delivered"] == 0
+        assert status["ledger"]["dropped"] == {}
+        await site.stop("gateway")
     assert read_ledger(site.state_dir).pending > 0
 
 
