@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import row
 from cloud_sync.controller.broker import BrokerProcess, start_broker
 from cloud_sync.gateway import mqtt_uplink
 from edge_runtime.clock import SystemClock
@@ -62,12 +63,12 @@ def run(events: int = 1500, rate_hz: float = 200.0) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, start_broker(0, Path(folder) / "broker") as broker:
         bare = _bare(broker, events, rate_hz)
         ours, handler_us = asyncio.run(_ours(broker, Path(folder), events, rate_hz))
+    path = "event -> decision -> durable -> subscriber"
     rows = [
-        {"what": f"event -> decision -> durable -> subscriber, p50 at {rate_hz:g}/s", "value": ours["p50"], "reference": bare["p50"]},
-        {"what": f"event -> decision -> durable -> subscriber, p99 at {rate_hz:g}/s", "value": ours["p99"], "reference": bare["p99"]},
+        row(f"{path}, p50 at {rate_hz:g}/s", ours["p50"], "ms", bare["p50"], "<= 0.5"),
+        row(f"{path}, p99 at {rate_hz:g}/s", ours["p99"], "ms", bare["p99"], "<= 2"),
+        row("in-process handler with a decision, p50", handler_us, "us", None, "<= 70"),
     ]
-    rows = [row | {"unit": "ms", "target": target} for row, target in zip(rows, (0.5, 2.0), strict=True)]
-    rows.append({"what": "in-process handler with a decision, p50", "value": handler_us, "unit": "us", "reference": None, "target": 70.0})
     return {"broker": broker.kind, "rows": rows}
 
 

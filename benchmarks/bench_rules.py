@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.rows import Row, row
 from edge_runtime.actuation.arbiter import Arbiter
 from edge_runtime.actuation.driver import Actuation, Output
 from edge_runtime.bus import Bus
@@ -43,25 +44,21 @@ def run() -> dict[str, Any]:
     _, _, edges_head = _throughput(large, walk[:NAIVE_READINGS])
     small_naive = _naive_latency(small, walk)
     actuation = asyncio.run(_actuation())
-    rows: list[dict[str, Any]] = [
-        _row("set + step, 20 rules, p50", latency[0], "us", small_naive[0], "<= 10"),
-        _row("set + step, 20 rules, p99", latency[1], "us", small_naive[1]),
-        _row("set + step, 20 rules, value unchanged, p50", quiet[0], "us"),
-        _row("readings, 1,000 rules", ours, "1/s", naive, ">= 30,000"),
-        _row("firings, 1,000 rules", firings, "1/s"),
-        _row("rising edges as the naive engine has them", edges_head, "", naive_edges, str(naive_edges)),
-        _row("decision -> adapter called, p50", actuation[0], "us", None, "<= 100"),
-        _row("decision -> adapter called, p99", actuation[1], "us"),
+    rows: list[Row] = [
+        row("set + step, 20 rules, p50", latency[0], "us", small_naive[0], "<= 10"),
+        row("set + step, 20 rules, p99", latency[1], "us", small_naive[1]),
+        row("set + step, 20 rules, value unchanged, p50", quiet[0], "us"),
+        row("readings, 1,000 rules", ours, "1/s", naive, ">= 30,000"),
+        row("firings, 1,000 rules", firings, "1/s"),
+        row("rising edges as the naive engine has them", edges_head, "", naive_edges, str(naive_edges)),
+        row("decision -> adapter called, p50", actuation[0], "us", None, "<= 100"),
+        row("decision -> adapter called, p99", actuation[1], "us"),
     ]
     return {"rows": rows, "edges_in_all": edges}
 
 
 def main() -> None:
     print(json.dumps(run(), indent=2))
-
-
-def _row(what: str, value: float, unit: str, reference: float | None = None, target: str | None = None) -> dict[str, Any]:
-    return {"what": what, "value": value, "unit": unit, "reference": reference, "target": target}
 
 
 def _pack(count: int) -> Pack:
