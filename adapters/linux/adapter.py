@@ -77,6 +77,7 @@ class LinuxAdapter:
         self._seen = {}
         await self._in_thread(self._scan)
         if not self._channels:
+            await self.close()
             raise AdapterError(
                 f"{self.name}: nothing to read below {self._options.root}; is /proc mounted, and do `include`/`exclude` leave any?"
             )
@@ -153,13 +154,16 @@ class LinuxAdapter:
     # -- on the loop ---------------------------------------------------------------------------------------------------------
 
     async def _in_thread(self, call: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
-        thread = self._thread
-        if thread is None:
-            raise AdapterDisconnected(f"{self.name}: not open")
+        thread = self._working()
         result = await asyncio.wrap_future(thread.submit(call, *arguments, **named))
         if self._thread is not thread:
             raise AdapterDisconnected(f"{self.name}: closed meanwhile")
         return result
+
+    def _working(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            raise AdapterDisconnected(f"{self.name}: not open")
+        return self._thread
 
     def _wanted(self, channel: str) -> bool:
         included, excluded = (
@@ -169,6 +173,7 @@ class LinuxAdapter:
 
     def _require(self, channel: str, kind: ChannelKind) -> None:
         """A channel that was here since `open` is known; whether it still can be read is told by its quality."""
+        self._working()
         if self._seen.get(channel, (None, None))[0] is not kind:
             known = [name for name, info in self._channels.items() if info.kind is kind]
             near = get_close_matches(channel, known, n=1)

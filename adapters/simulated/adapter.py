@@ -106,6 +106,7 @@ class SimulatedAdapter:
     async def stream(self, channels: Sequence[str], sink: SampleSink) -> None:
         wanted = [self._split(channel, {"vibration"}) for channel in channels]
         names = {pump for pump, _ in wanted}
+        self._check_link()
         self._streaming = True
         try:
             while True:
