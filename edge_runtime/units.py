@@ -91,7 +91,8 @@ def conversion(source: str, target: str) -> tuple[float, float]:
     """`(factor, offset)` with target = factor * source + offset. Raises InputError when the quantities differ."""
     a, b = parse_unit(source), parse_unit(target)
     if a.quantity != b.quantity:
-        raise InputError(f"unit `{source}` is {a.quantity}, expected {b.quantity} such as `{target}`")
+        came = f"unit `{source}` is {a.quantity}" if source else "this has no unit"
+        raise InputError(f"{came}, expected {f'{b.quantity} such as `{target}`' if target else 'a number without a unit'}")
     return a.factor / b.factor, (a.offset - b.offset) / b.factor
 
 

@@ -21,6 +21,7 @@ from edge_runtime.pipeline.triggers import make_trigger
 from edge_runtime.reasoning.facts import FactType, fact_types
 from edge_runtime.reasoning.language import parse
 from edge_runtime.reasoning.semantics import check as check_condition
+from edge_runtime.reasoning.semantics import check_present
 from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, find, load
 from edge_runtime.serving import choose_backend
 from edge_runtime.units import conversion, parse_unit
@@ -194,7 +195,8 @@ def _check_pipelines(document: Document, deployment: Deployment, labels: Mapping
         return None
     for name, spec in deployment.pipelines.items():
         if spec.trigger.when:
-            _check_text(document, f"pipelines.{name}.trigger.when", spec.trigger.when, facts)
+            when = spec.trigger.when
+            _try(document, f"pipelines.{name}.trigger.when", lambda when=when: check_present(parse(when), facts))  # type: ignore[misc]
         if spec.trigger.event and spec.trigger.event not in {rule.rule for rule in deployment.rules}:
             document.report(f"pipelines.{name}.trigger.event", _unknown("rule", spec.trigger.event, [r.rule for r in deployment.rules]))
     return facts

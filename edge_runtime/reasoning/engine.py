@@ -20,7 +20,7 @@ from edge_runtime.reasoning.facts import FactType, Value
 from edge_runtime.reasoning.language import parse
 from edge_runtime.reasoning.network import Network, Watcher
 from edge_runtime.reasoning.rule import RULE_CHANGED, RULE_REMOVED, Rule, RuleState
-from edge_runtime.reasoning.semantics import Compiled, compile_condition
+from edge_runtime.reasoning.semantics import Compiled, compile_condition, refuse_timers
 from edge_runtime.reasoning.timers import Timer
 from edge_runtime.types import Decision, DecisionKind, Premise, Timestamp
 
@@ -133,8 +133,7 @@ class Engine:
     def watch(self, text: str) -> Callable[[], bool | None]:
         """The present truth of a condition over the same facts, for whoever asks. Raises RuleError; `for` has no place here."""
         compiled = compile_condition(parse(text), self._network)
-        if compiled.timers:
-            raise RuleError("expected a condition without `for`, which only rules can wait for")
+        refuse_timers(compiled)
         return compiled.truth
 
     def snapshot(self) -> dict[str, Any]:

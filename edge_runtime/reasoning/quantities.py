@@ -209,7 +209,8 @@ def _conversion(quantity: Quantity, unit: str, purpose: str) -> tuple[float, flo
     try:
         return conversion(quantity.unit or "", unit)
     except InputError as err:
-        raise RuleError(f"column {quantity.column}: cannot {purpose}: {err}", quantity.column) from err
+        bare = "" if unit and quantity.unit else "; a sensor's unit stands in the deployment: sensors.NAME.unit"
+        raise RuleError(f"column {quantity.column}: cannot {purpose}: {err}{bare}", quantity.column) from err
 
 
 def _converted(quantity: Quantity, unit: str, factor: float, offset: float, weights: frozenset[float]) -> Quantity:

@@ -70,6 +70,17 @@ def check(condition: Condition, facts: Mapping[str, FactType]) -> None:
     compile_condition(condition, Network(dict(facts)))
 
 
+def check_present(condition: Condition, facts: Mapping[str, FactType]) -> None:
+    """As `check`, for a condition whose present truth is asked for: `for` is refused too."""
+    refuse_timers(compile_condition(condition, Network(dict(facts))))
+
+
+def refuse_timers(compiled: Compiled) -> None:
+    """Raises RuleError when the condition waits for something."""
+    if compiled.timers:
+        raise RuleError("expected a condition without `for`, which only rules can wait for")
+
+
 def compile_condition(condition: Condition, network: Network) -> Compiled:
     """Binds a condition to the facts of a network. Raises RuleError like `check`."""
     compiler = _Compiler(condition.text, network)

@@ -60,6 +60,7 @@ EXPECTED = {
         "4:pipelines.p.window.hop: expected at most size 64, got 128",
         "4:pipelines.p.preprocess: unknown preprocessing step `standardise`; did you mean `standardize`?",
     ],
+    "waiting_trigger.yaml": ["9:pipelines.level.trigger.when: expected a condition without `for`, which only rules can wait for"],
     "window_too_long.yaml": ["5:pipelines.p.window.size: this window takes 10240 s to fill"],
     "wrong_json.json": ["3:sensors.temp.rate_hz: expected a number > 0 and <= 1e+06, got `fast`"],
     "wrong_shape.yaml": ["7:pipelines.bearing.window.size: wrong_shape: the pipeline gives [1, 1000], the model's input"],
