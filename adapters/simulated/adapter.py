@@ -192,7 +192,9 @@ class SimulatedAdapter:
                 continue
             channel = f"{pump}/vibration"
             if self._sensor_faults["sensor_stuck"]:
-                block = self._stuck.setdefault(channel, np.full_like(block, block[0]))
+                block = np.full_like(block, self._stuck.setdefault(channel, block[0]))
+            else:
+                self._stuck.pop(channel, None)
             if self._sensor_faults["sensor_nan"]:
                 block[0] = np.nan
             for _ in range(_BABBLE_FACTOR if self._sensor_faults["babble"] else 1):
@@ -265,8 +267,13 @@ def open_adapter(name: str, options: Mapping[str, Any], clock: Clock) -> Simulat
     decoded = decode_options(options, Options, name)
     if not decoded.pumps or any("/" in pump or "." in pump or not pump for pump in decoded.pumps):
         raise InputError(f"{name}.options.pumps: expected one or more names without `/` and `.`, got {list(decoded.pumps)}")
+    if len(set(decoded.pumps)) < len(decoded.pumps):
+        raise InputError(f"{name}.options.pumps: expected every name once, got {list(decoded.pumps)}")
     if not 100 <= decoded.rate_hz <= 100_000 or not 1 <= decoded.block <= 65_536:
         raise InputError(
             f"{name}.options: expected rate_hz in 100..100000 and block in 1..65536, got {decoded.rate_hz:g} and {decoded.block}"
         )
+    for option, low, high in (("seed", 0, math.inf), ("line_hz", 1, 1000), ("noise", 0, 1000), ("ambient_degc", -100, 200)):
+        if not low <= (value := getattr(decoded, option)) <= high:
+            raise InputError(f"{name}.options.{option}: expected a number in {low}..{high}, got {value:g}")
     return SimulatedAdapter(name, decoded, clock)
