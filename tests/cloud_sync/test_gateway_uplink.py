@@ -1,4 +1,4 @@
-"""The uplink as the gateway builds it from plain settings: it tells the controller about the gateway, and refuses settings that cannot work."""
+"""The uplink as the gateway builds it from settings: it tells the controller of the gateway, and refuses what cannot work."""
 
 from __future__ import annotations
 
