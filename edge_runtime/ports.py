@@ -23,8 +23,9 @@ SampleSink = Callable[[Sample], None]
 class PlatformAdapter(Protocol):
     """One piece of hardware (or recording, or simulation) that the gateway senses or acts through.
 
-    Built by its factory with `(name, options, clock)`; does nothing until `open`. After AdapterDisconnected from any call the
-    runtime calls `close`, waits with back-off and calls `open` again.
+    Built by its factory with `(name, options, clock)`; does nothing until `open`. Before `open` and after `close` every call that
+    needs the device raises AdapterError, and `health` is not ok. After AdapterDisconnected from any call the runtime calls `close`,
+    waits with back-off and calls `open` again.
     """
 
     async def open(self) -> None:
