@@ -128,9 +128,10 @@ class AdapterContract:
         await self._expect_gone(traces, f"after {_CYCLES} times open and close")
 
     async def test_health_never_raises(self, make_adapter: MakeAdapter) -> None:
-        """In any state; and an open adapter is well."""
+        """In any state; and an adapter is well when it is open, not before and not after."""
         adapter = make_adapter({}, VirtualClock())
         _check_health(adapter)
+        assert not adapter.health().ok, "health is ok before open"
         await self._soon(adapter.open(), "open")
         _check_health(adapter)
         assert adapter.health().ok, f"open, but not well: {adapter.health().detail}"
