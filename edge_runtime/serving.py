@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_runtime.bundle import find_model, verify
 from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.config.references import declared_labels, resolve_model
 from edge_runtime.errors import InputError, MissingDependency, ModelRefused, RefusalReason
@@ -80,9 +81,9 @@ async def serve(deployment: Deployment, document_dir: Path, store_dir: Path, *, 
 async def _serve_one(
     name: str, spec: ModelSpec, path: Path, labels: tuple[str, ...], probed: Probed, passed: Callable[[str], None]
 ) -> ModelHandle:
-    digest = await asyncio.to_thread(file_digest, path)
+    digest = await asyncio.to_thread(_verified_digest, path)
     if spec.digest is not None and spec.digest != digest:
-        raise ModelRefused(RefusalReason.UNREADABLE, f"{path.name}: expected {spec.digest}, the file is {digest}; fetch it again")
+        raise ModelRefused(RefusalReason.UNREADABLE, f"{path.name}: expected {spec.digest}, the store holds {digest}; fetch it again")
     backend_name, backend = choose_backend(path, spec.backend)
     key = f"probed/{digest}/{backend_name}"
     if not await probed(key):
@@ -91,6 +92,15 @@ async def _serve_one(
         passed(key)
     model = await asyncio.to_thread(backend.load, path, spec.threads)
     return ModelHandle(name, digest, labels, model)
+
+
+def _verified_digest(path: Path) -> str:
+    """The digest that names a model: its bundle's, after every file of that was compared, else that of the file alone."""
+    _, bundle = find_model(path)
+    if bundle is None:
+        return file_digest(path)
+    verify(bundle)
+    return bundle.digest
 
 
 def file_digest(path: Path) -> str:

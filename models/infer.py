@@ -5,7 +5,6 @@ It serves nothing and stores nothing. Exit 1 with a named reason when the model 
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -15,10 +14,11 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from edge_runtime.bundle import find_model
 from edge_runtime.errors import InputError, ModelRefused
 from edge_runtime.ports import LoadedModel
 from edge_runtime.types import Array, ProbeReport
-from models import inputs, labels, results
+from models import inputs, labels, results, zoo
 from models.backends import Choice, choose
 from models.inputs import Source
 from models.probe import DEADLINE_S, MEMORY_MB
@@ -42,7 +42,7 @@ class Command:
     example = "edge-runtime infer mobilenet.tflite --input cat.bmp bird.bmp --labels imagenet_labels.txt --top 3"
 
     def configure(self, parser: ArgumentParser) -> None:
-        parser.add_argument("model", metavar="MODEL", help="a .onnx or .tflite file, or zoo:NAME")
+        parser.add_argument("model", metavar="MODEL", help="a .onnx or .tflite file, a bundle folder, or zoo:NAME")
         parser.add_argument("--input", nargs="+", type=Path, required=True, metavar="FILE", help=inputs.KNOWN)
         parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line, plain or `index name`")
         parser.add_argument("--top", type=_positive, default=5, metavar="N", help="classes shown per run (default: %(default)s)")
@@ -99,16 +99,13 @@ def infer(args: Namespace) -> tuple[Report, Choice]:
 
 
 def locate(model: str) -> Path:
-    """The file of a model named on the command line: a path, or `zoo:NAME` for one that comes with the product."""
+    """The graph's file of a model named on the command line: a file, a bundle's folder, or `zoo:NAME`."""
     if not model.startswith(ZOO):
-        return Path(model)
-    spec = importlib.util.find_spec("models.zoo")
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    files = {found.stem: found for folder in folders for kind in ("*.onnx", "*.tflite") for found in sorted(folder.rglob(kind))}
-    name = model.removeprefix(ZOO)
-    if name not in files:
-        raise InputError(f"the zoo has no model `{name}` (it has: {', '.join(sorted(files)) or 'none'})")
-    return files[name]
+        return find_model(Path(model))[0]
+    try:
+        return zoo.path(model.removeprefix(ZOO))
+    except KeyError as err:
+        raise InputError(err.args[0]) from err
 
 
 def _probe(choice: Choice, path: Path, args: Namespace) -> ProbeReport:

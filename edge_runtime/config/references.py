@@ -1,18 +1,16 @@
-"""Where the models of a deployment are: `path` beside the document, `zoo:NAME` in the installed zoo, or a digest in the local store."""
+"""Where the models of a deployment are: `path` (a file or a bundle) beside the document, `zoo:NAME` in the installed zoo, or the
+digest of a bundle in the local store."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
+from edge_runtime.bundle import MANIFEST, find_model, read_bundle
 from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.errors import ModelRefused, RefusalReason
 
 _ZOO = "zoo:"
-_MAX_MANIFEST_BYTES = 256 * 1024
 
 
 def resolve_model(spec: ModelSpec, document_dir: Path, store_dir: Path | None = None) -> Path:
@@ -21,9 +19,8 @@ def resolve_model(spec: ModelSpec, document_dir: Path, store_dir: Path | None = 
         return _zoo_model(spec.path.removeprefix(_ZOO)) if spec.path.startswith(_ZOO) else _existing(document_dir / spec.path)
     if spec.digest is None:
         raise ModelRefused(RefusalReason.MISSING, "the model has neither `path` nor `digest`; name a file, `zoo:NAME` or a sha256 digest")
-    if store_dir is not None:
-        for found in sorted(store_dir.glob(f"{spec.digest.removeprefix('sha256:')}/model.*")):
-            return found
+    if store_dir is not None and (store_dir / spec.digest.removeprefix("sha256:") / MANIFEST).is_file():
+        return read_bundle(store_dir / spec.digest.removeprefix("sha256:")).model
     raise ModelRefused(RefusalReason.MISSING, f"{spec.digest} is not in the local model store ({store_dir or 'none'})")
 
 
@@ -39,26 +36,24 @@ def declared_labels(deployment: Deployment, document_dir: Path, store_dir: Path 
 
 
 def manifest_labels(path: Path) -> tuple[str, ...]:
-    """The labels in the `manifest.json` beside a model, or none when there is no such manifest."""
+    """The labels in the manifest of the bundle that a model file is of, or none."""
     try:
-        with (path.parent / "manifest.json").open("rb") as file:
-            manifest: Any = msgspec.json.decode(file.read(_MAX_MANIFEST_BYTES))
-        return tuple(str(label) for label in manifest.get("labels", ()))
-    except (OSError, msgspec.MsgspecError, AttributeError, TypeError):
+        _, bundle = find_model(path)
+    except ModelRefused:
         return ()
+    return bundle.manifest.labels if bundle else ()
 
 
 def zoo_names() -> list[str]:
     """The models of the installed zoo."""
     folder = _zoo_dir()
-    return sorted(path.parent.name for path in folder.glob("*/manifest.json")) if folder else []
+    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}")) if folder else []
 
 
 def _zoo_model(name: str) -> Path:
     folder = _zoo_dir()
     if folder is not None and name in zoo_names():
-        for found in sorted((folder / name).glob("*.onnx")):
-            return found
+        return read_bundle(folder / name).model
     raise ModelRefused(RefusalReason.MISSING, f"no model `{name}` in the zoo (known: {', '.join(zoo_names()) or 'none'})")
 
 
@@ -70,6 +65,6 @@ def _zoo_dir() -> Path | None:
 
 
 def _existing(path: Path) -> Path:
-    if not path.is_file():
+    if not path.exists():
         raise ModelRefused(RefusalReason.MISSING, f"{path} does not exist; check `path` (it is relative to the deployment)")
-    return path
+    return find_model(path)[0]

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 import numpy as np
 import pytest
 
+from edge_runtime.bundle import read_bundle, verify
+from models.golden import largest_difference
+from models.onnx import OnnxBackend
 from models.zoo import names, path
 from models.zoo.bearing.data import LABELS, WINDOW, dataset
 from models.zoo.bearing.train import predict
 
-MODEL = path("bearing")
-MANIFEST = json.loads((MODEL.parent / "manifest.json").read_text())
+BUNDLE = read_bundle(path("bearing").parent)
+MODEL = BUNDLE.model
+MANIFEST = BUNDLE.manifest
 
 
 def test_the_artefact_is_the_one_that_was_measured() -> None:
     assert "bearing" in names()
-    assert MANIFEST["digest"] == "sha256:" + hashlib.sha256(MODEL.read_bytes()).hexdigest()
-    assert MANIFEST["size_bytes"] == MODEL.stat().st_size < 100_000
-    assert MANIFEST["labels"] == list(LABELS)
-    assert MANIFEST["measured"]["accuracy"]["int8"] >= 0.97
-    assert abs(MANIFEST["measured"]["accuracy"]["float"] - MANIFEST["measured"]["accuracy"]["int8"]) <= 0.005
+    verify(BUNDLE)
+    assert MODEL.stat().st_size < 100_000
+    assert MANIFEST.labels == LABELS
+    accuracy = MANIFEST.measured["accuracy"]
+    assert accuracy["int8"] >= 0.97
+    assert abs(accuracy["float"] - accuracy["int8"]) <= 0.005
+
+
+def test_its_golden_runs_come_out_here_too() -> None:
+    pytest.importorskip("onnxruntime")
+    assert BUNDLE.golden is not None
+    assert MANIFEST.golden is not None
+    assert largest_difference(OnnxBackend().load(MODEL), BUNDLE.golden) <= MANIFEST.golden.tolerance
 
 
 def test_the_recipe_makes_the_same_data_again() -> None:

@@ -7,7 +7,6 @@ same weights. The graph is written with onnx.helper from the trained weights, so
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,7 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from edge_runtime.bundle import Bundle, Golden, Manifest, Port, Window, write_manifest
 from edge_runtime.types import FloatArray
+from models.golden import NAME as GOLDEN
+from models.golden import record
+from models.onnx import OnnxBackend
 from models.zoo.bearing.data import HOP, LABELS, RATE_HZ, WINDOW, dataset
 
 SEEDS = {"train": 11, "validation": 23, "test": 37}
@@ -39,9 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     float_path, int8_path = args.out / "bearing-float.onnx", args.out / NAME
     write_graph(weights, float_path)
     quantize(float_path, int8_path, data["train"][0][::29])
-    manifest = describe(float_path, int8_path, *data["test"])
-    (args.out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    sys.stdout.write(json.dumps(manifest["measured"], indent=2) + "\n")
+    made = bundle(args.out, float_path, *data["test"])
+    sys.stdout.write(json.dumps(made.manifest.measured, indent=2) + "\n")
     return 0
 
 
@@ -147,32 +149,42 @@ def quantize(source: Path, target: Path, calibration: FloatArray) -> None:
     prepared.unlink()
 
 
-def describe(float_path: Path, int8_path: Path, x: FloatArray, y: Any) -> dict[str, Any]:
-    """The manifest, with what was measured on data never trained on."""
-    guesses = {name: predict(path, x) for name, path in (("float", float_path), ("int8", int8_path))}
-    accuracy = {name: round(float((guess == y).mean()), 4) for name, guess in guesses.items()}
-    confusion = [[int(((y == a) & (guesses["int8"] == b)).sum()) for b in range(len(LABELS))] for a in range(len(LABELS))]
+def bundle(out: Path, float_path: Path, x: FloatArray, y: Any) -> Bundle:
+    """Golden runs and the manifest, with what was measured on data never trained on."""
+    backend = OnnxBackend()
+    model = backend.load(out / NAME)
+    record(model, [[row[None]] for row in x[:: len(x) // 8]], out / GOLDEN)
+    guesses = {"float": predict(float_path, x), "int8": predict(out / NAME, x)}
+    manifest = Manifest(
+        schema=1,
+        name="bearing",
+        version=2,
+        task="classifier",
+        model=NAME,
+        files={},
+        inputs=(Port(name="vibration", shape=(1, 1, 1, WINDOW), dtype="float32", unit="m/s2", rate_hz=RATE_HZ, kind="signal"),),
+        outputs=(Port(name="probabilities", shape=(1, len(LABELS)), dtype="float32"),),
+        labels=LABELS,
+        window=Window(WINDOW, HOP),
+        preprocess=("standardize",),
+        golden=Golden(file=GOLDEN, tolerance=0.05),
+        precision="int8 (QDQ, uint8 activations, int8 weights per channel)",
+        license="Apache-2.0",
+        provenance={"recipe": "models/zoo/bearing/train.py", "data": "adapter `simulated`", "seeds": SEEDS},
+        measured=measure(guesses, y),
+    )
+    return write_manifest(out, manifest, [NAME, GOLDEN])
+
+
+def measure(guesses: dict[str, Any], y: Any) -> dict[str, Any]:
+    """Accuracy, agreement of INT8 with float, false alarms, and the confusion of INT8 (rows: true, columns: guessed)."""
+    int8 = guesses["int8"]
     return {
-        "name": "bearing",
-        "version": 1,
-        "file": NAME,
-        "digest": "sha256:" + hashlib.sha256(int8_path.read_bytes()).hexdigest(),
-        "size_bytes": int8_path.stat().st_size,
-        "labels": list(LABELS),
-        "input": {"name": "vibration", "shape": [1, 1, 1, WINDOW], "dtype": "float32", "unit": "m/s2", "rate_hz": RATE_HZ},
-        "output": {"name": "probabilities", "shape": [1, len(LABELS)], "dtype": "float32"},
-        "window": {"size": WINDOW, "hop": HOP},
-        "preprocess": ["standardize"],
-        "precision": "int8 (QDQ, uint8 activations, int8 weights per channel)",
-        "license": "Apache-2.0",
-        "provenance": "models/zoo/bearing/train.py on the adapter `simulated`",
-        "measured": {
-            "test_windows": len(y),
-            "accuracy": accuracy,
-            "agreement": round(float((guesses["float"] == guesses["int8"]).mean()), 4),
-            "false_alarm_rate": round(float((guesses["int8"][y == 0] != 0).mean()), 5),
-            "confusion_int8": confusion,
-        },
+        "test_windows": len(y),
+        "accuracy": {name: round(float((guess == y).mean()), 4) for name, guess in guesses.items()},
+        "agreement": round(float((guesses["float"] == int8).mean()), 4),
+        "false_alarm_rate": round(float((int8[y == 0] != 0).mean()), 5),
+        "confusion_int8": [[int(((y == a) & (int8 == b)).sum()) for b in range(len(LABELS))] for a in range(len(LABELS))],
     }
 
 
