@@ -78,6 +78,7 @@ class RefusalReason(StrEnum):
     PROBE_CRASHED = "probe_crashed"
     PROBE_TIMEOUT = "probe_timeout"
     PROBE_MEMORY = "probe_memory"
+    GOLDEN_MISMATCH = "golden_mismatch"
 
 
 class ModelRefused(InputError):

@@ -206,6 +206,7 @@ class ProbeReport(msgspec.Struct, frozen=True):
 
     `run_ms` is the median of `runs` runs after one warm-up on zeros (free dimensions taken as 1). `runs` is 0 when the model
     has free dimensions beyond the first and does not run with them at 1. `rss_mb` is the most the model added to the process.
+    `golden_difference` is the largest absolute difference over `golden_runs` golden runs of the bundle; None when none were made.
     """
 
     backend: str
@@ -215,6 +216,8 @@ class ProbeReport(msgspec.Struct, frozen=True):
     rss_mb: float
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    golden_runs: int = 0
+    golden_difference: float | None = None
 
 
 class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
