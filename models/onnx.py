@@ -6,22 +6,37 @@ float32: the scales lie inside the graph. Not for graphs with text, sequences or
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
-from edge_runtime.errors import MissingDependency
+from edge_runtime.bundle import find_model
+from edge_runtime.errors import InputError, MissingDependency, ModelRefused
 from edge_runtime.ports import LoadedModel
 from edge_runtime.types import Array, TensorInfo
+from models.optimised import Key, OptimisedCache, cpu_flags, digest
 from models.runtime import Failures, InferenceRuntime, RuntimeModel
 from models.screening import onnx_facts
 
-_WARNING = 2
+CACHE_VARIABLE = "EDGE_RUNTIME_MODEL_CACHE"
+PROVIDERS_VARIABLE = "EDGE_RUNTIME_ONNX_PROVIDERS"
+
+Level = Literal["off", "basic", "extended", "all"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+_CPU = "CPUExecutionProvider"
+_WARNING, _ERROR = 2, 3
 _DTYPES = {"float": "float32", "double": "float64"}
+_LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
 
 
 class OnnxBackend(InferenceRuntime):
-    """Runs .onnx files. `providers` are onnxruntime execution providers, tried in order."""
+    """Runs .onnx files. `providers` are onnxruntime execution providers, tried in order for each node.
+
+    Default: those of the environment's EDGE_RUNTIME_ONNX_PROVIDERS (with commas between), else the CPU. With `cache`, or a folder in
+    EDGE_RUNTIME_MODEL_CACHE, a graph is optimised once per machine. `level` below `all` is for comparison only.
+    """
 
     name: ClassVar[str] = "onnx"
     library: ClassVar[str] = "onnxruntime"
@@ -29,9 +44,11 @@ class OnnxBackend(InferenceRuntime):
     extra: ClassVar[str] = "onnx"
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
 
-    def __init__(self, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
+    def __init__(self, providers: Sequence[str] | None = None, cache: OptimisedCache | None = None, level: Level = "all") -> None:
         super().__init__()
-        self._providers = list(providers)
+        self._providers = list(providers) if providers is not None else _configured_providers()
+        self._cache = cache if cache is not None else _configured_cache()
+        self._level: Level = level
 
     def import_library(self) -> Failures:
         try:
@@ -42,13 +59,69 @@ class OnnxBackend(InferenceRuntime):
         onnxruntime.set_default_logger_severity(_WARNING)
         return tuple(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
-    def _open(self, path: Path, threads: int) -> LoadedModel:
+    def execution_providers(self) -> tuple[str, ...]:
+        """The execution providers of the installed onnxruntime, best first."""
+        self.import_library()
         import onnxruntime
 
+        return tuple(onnxruntime.get_available_providers())
+
+    def save_optimised(self, path: Path, target: Path) -> None:
+        """Writes the graph as this backend's level leaves it. Raises what `load` raises."""
+        self.import_library()
+        onnx_facts(path)
+        self._session(path, 1, save=target)
+
+    def _open(self, path: Path, threads: int) -> LoadedModel:
         facts = onnx_facts(path)
-        session = onnxruntime.InferenceSession(str(path), _options(onnxruntime, threads), providers=self._providers)
-        session.disable_fallback()
+        session = self._session(path, threads) if self._cache is None else self._cached_session(path, threads, self._cache)
         return _OnnxModel(session, facts.precision, self.import_library())
+
+    def _cached_session(self, path: Path, threads: int, cache: OptimisedCache) -> Any:
+        """The session of the cached graph, or of the graph itself, which is kept on the way."""
+        key = self._key(path)
+        entry = cache.find(key)
+        if entry is not None:
+            try:
+                return self._session(entry, threads, level="off")
+            except self.import_library():
+                cache.forget(entry)
+        partial = cache.partial() if digest(path) == key.graph else None
+        if partial is None:
+            return self._session(path, threads)
+        try:
+            session = self._session(path, threads, save=partial)
+        except self.import_library():
+            cache.forget(partial)
+            return self._session(path, threads)
+        cache.keep(key, partial)
+        return session
+
+    def _key(self, path: Path) -> Key:
+        import onnxruntime
+
+        return Key(
+            graph=_graph_digest(path),
+            runtime=f"onnxruntime {onnxruntime.__version__}",
+            cpu=cpu_flags(),
+            level=self._level,
+            providers=tuple(self._providers),
+        )
+
+    def _session(self, path: Path, threads: int, *, level: Level | None = None, save: Path | None = None) -> Any:
+        import onnxruntime
+
+        known = onnxruntime.get_available_providers()
+        absent = [name for name in self._providers if name not in known]
+        if absent:
+            raise InputError(f"`{absent[0]}` is no execution provider of this onnxruntime (it has: {', '.join(known)})")
+        options = _options(onnxruntime, threads, level or self._level)
+        if save is not None:
+            options.optimized_model_filepath = str(save)
+            options.log_severity_level = _ERROR
+        session = onnxruntime.InferenceSession(str(path), options, providers=self._providers)
+        session.disable_fallback()
+        return session
 
 
 class _OnnxModel(RuntimeModel):
@@ -66,12 +139,31 @@ class _OnnxModel(RuntimeModel):
         return results
 
 
-def _options(onnxruntime: Any, threads: int) -> Any:
+def _configured_providers() -> list[str]:
+    names = [name.strip() for name in os.environ.get(PROVIDERS_VARIABLE, "").split(",") if name.strip()]
+    return names or [_CPU]
+
+
+def _configured_cache() -> OptimisedCache | None:
+    folder = os.environ.get(CACHE_VARIABLE)
+    return OptimisedCache(Path(folder)) if folder else None
+
+
+def _graph_digest(path: Path) -> str:
+    """The graph's sha256: what its bundle's manifest says, which costs nothing, else computed."""
+    try:
+        _, bundle = find_model(path)
+    except ModelRefused:
+        bundle = None
+    return bundle.manifest.files[bundle.manifest.model].sha256 if bundle is not None else digest(path)
+
+
+def _options(onnxruntime: Any, threads: int, level: Level) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
     options.log_severity_level = _WARNING
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from edge_runtime.errors import MissingDependency, ModelRefused, RefusalReason
+from edge_runtime.bundle import find_model
+from edge_runtime.errors import InputError, MissingDependency, ModelRefused, RefusalReason
 from edge_runtime.ports import LoadedModel
 from edge_runtime.types import Array, ProbeReport, TensorInfo
-from models.probe import probe_async
+from models.probe import GoldenRuns, probe_async
 from models.screening import screen
 from models.tensors import InputPort, dequantize, fit_all, is_quantized
 
@@ -42,15 +43,17 @@ class InferenceRuntime(ABC):
         failures: Failures = (*self.import_library(), *COMMON_FAILURES, OSError)
         try:
             return self._open(path, threads)
-        except ModelRefused:
+        except InputError:
             raise
         except failures as err:
             raise ModelRefused(RefusalReason.LOAD_FAILED, f"{self.library} does not load {path.name}: {first_line(err)}") from err
 
     async def probe(self, path: Path, *, deadline_s: float = 20.0, memory_mb: int = 1024) -> ProbeReport:
-        """See `ModelBackend.probe`."""
+        """See `ModelBackend.probe`. A bundle's golden runs are run too: ModelRefused(GOLDEN_MISMATCH) when they come out otherwise."""
         screen(path, self.suffixes)
-        return await probe_async(path, f"{type(self).__module__}:{type(self).__qualname__}", deadline_s=deadline_s, memory_mb=memory_mb)
+        golden = GoldenRuns.of(find_model(path)[1])
+        backend = f"{type(self).__module__}:{type(self).__qualname__}"
+        return await probe_async(path, backend, deadline_s=deadline_s, memory_mb=memory_mb, golden=golden)
 
     @abstractmethod
     def import_library(self) -> Failures:
