@@ -59,6 +59,18 @@ class OnnxBackend(InferenceRuntime):
         onnxruntime.set_default_logger_severity(_WARNING)
         return tuple(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception))
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that sessions are made with, first choice first."""
+        return tuple(self._providers)
+
+    def runtime(self) -> str:
+        """Name and version of the runtime, such as `onnxruntime 1.32.0`."""
+        self.import_library()
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
+
     def execution_providers(self) -> tuple[str, ...]:
         """The execution providers of the installed onnxruntime, best first."""
         self.import_library()
@@ -98,15 +110,7 @@ class OnnxBackend(InferenceRuntime):
         return session
 
     def _key(self, path: Path) -> Key:
-        import onnxruntime
-
-        return Key(
-            graph=_graph_digest(path),
-            runtime=f"onnxruntime {onnxruntime.__version__}",
-            cpu=cpu_flags(),
-            level=self._level,
-            providers=tuple(self._providers),
-        )
+        return Key(_graph_digest(path), self.runtime(), cpu_flags(), self._level, self.providers)
 
     def _session(self, path: Path, threads: int, *, level: Level | None = None, save: Path | None = None) -> Any:
         import onnxruntime

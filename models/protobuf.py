@@ -65,6 +65,26 @@ def text(value: int | memoryview) -> str:
         raise Malformed("text that is not UTF-8") from err
 
 
+def signed(value: int) -> int:
+    """An int64 field as the number it stands for: two's complement in 64 bits."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def integers(value: int | memoryview, wire: int, budget: Budget) -> list[int]:
+    """One occurrence of a repeated int64 field: a single number, or several packed."""
+    if isinstance(value, int):
+        return [signed(value)]
+    if wire != BYTES:
+        raise Malformed("a fixed-size number where a varint is due")
+    found, position = [], 0
+    while position < len(value):
+        budget.spend()
+        number, position = _varint(value, position, len(value))
+        found.append(signed(number))
+    return found
+
+
 def _varint(data: memoryview, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while position < end and shift < 70:

@@ -12,11 +12,11 @@ import msgspec
 
 from edge_runtime.bundle import find_model, verify
 from edge_runtime.errors import InputError, ModelRefused
-from edge_runtime.types import ProbeReport, TensorInfo
+from edge_runtime.types import ProbeReport
 from models.backends import choose
 from models.infer import locate
+from models.inspection.text import tensor_text
 from models.probe import DEADLINE_S, MEMORY_MB, GoldenRuns, probe
-from models.tensors import shape_text
 
 
 class ProbeCommand:
@@ -52,14 +52,6 @@ def refused(model: str, err: ModelRefused, *, as_json: bool) -> int:
         print(msgspec.json.encode(answer).decode())
     print(f"edge-runtime: model refused: {err}", file=sys.stderr)
     return 1
-
-
-def tensor_text(tensor: TensorInfo) -> str:
-    """One input or output on a line: name, shape, dtype and what its stored values stand for."""
-    text = f"{tensor.name}  {shape_text(tensor.shape)} {tensor.dtype}"
-    if tensor.axis_scales:
-        return f"{text}, {len(tensor.axis_scales)} scales along axis {tensor.axis}"
-    return f"{text}, scale {tensor.scale:.6g}, zero point {tensor.zero_point}" if tensor.scale else text
 
 
 def _probe(args: Namespace) -> ProbeReport:
