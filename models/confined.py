@@ -6,7 +6,6 @@ address-space limit, a CPU limit, an alarm and a private pipe for its verdict.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -63,6 +62,8 @@ def run(job: Confined) -> Any:
 
 async def run_async(job: Confined) -> Any:
     """As `run`, without blocking the loop. A cancelled call takes its child down with it."""
+    import asyncio
+
     with tempfile.TemporaryFile() as words:
         child = await asyncio.create_subprocess_exec(
             *_command(job), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=words, env=_environment(), start_new_session=True

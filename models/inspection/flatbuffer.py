@@ -10,7 +10,7 @@ from typing import Any
 
 from models.protobuf import Malformed
 
-MAX_VISITS = 2_000_000
+MAX_VISITS = 1_000_000
 MAX_TEXT = 4096
 
 

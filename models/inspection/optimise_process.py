@@ -71,7 +71,8 @@ def _take_turns(models: dict[Level, LoadedModel], deadline_s: float) -> dict[Lev
     inputs = [zeros(tensor) for tensor in models["all"].inputs]
     budget_s = min(_MOST_S, max(_LEAST_S, _SHARE_OF_DEADLINE * deadline_s))
     taken: dict[Level, list[float]] = {level: [] for level in models}
-    if not all([_runs(model, inputs) for model in models.values()]):
+    ran = [_runs(model, inputs) for model in models.values()]
+    if not all(ran):
         return taken
     stop = time.perf_counter() + budget_s
     while not taken["all"] or time.perf_counter() < stop:
