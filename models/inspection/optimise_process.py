@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_runtime.bundle import find_model
 from edge_runtime.errors import ModelRefused
 from edge_runtime.ports import LoadedModel
 from edge_runtime.types import Array
@@ -18,14 +19,14 @@ from models.confinement import MEBIBYTE, answer, limit_memory
 from models.inspection import onnx
 from models.inspection.optimise import LevelReport, OptimiseOrder, OptimiseReport, operator_counts
 from models.onnx import LEVELS, Level, OnnxBackend
-from models.optimised import OptimisedCache
+from models.optimised import OptimisedCache, digest
 from models.tensors import zeros
 
 ROUNDS = 20
 
 _SHARE_OF_DEADLINE = 0.3
 _LEAST_S, _MOST_S = 0.2, 8.0
-_LOADS = 5
+_LOADS = 3
 
 
 def main() -> int:
@@ -36,34 +37,46 @@ def main() -> int:
 
 
 def _try(order: OptimiseOrder) -> OptimiseReport:
-    plain = OnnxBackend(order.providers)
+    backends = {level: OnnxBackend(order.providers, level=level) for level in LEVELS}
+    plain, cached = backends["all"], OnnxBackend(order.providers, OptimisedCache(Path(order.folder) / "cache"))
     plain.import_library()
     limit_memory(order.memory_mb)
     path = Path(order.path)
-    cached = OnnxBackend(order.providers, OptimisedCache(Path(order.folder) / "cache"))
-    _load_and_close(cached, path)
-    loaded = {level: _load(OnnxBackend(order.providers, level=level), path) for level in LEVELS}
-    times = _take_turns({level: model for level, (model, _) in loaded.items()}, order.deadline_s)
-    levels = tuple(_level(order, level, loaded[level][1], times[level]) for level in LEVELS)
-    for model, _ in loaded.values():
-        model.close()
-    uncached_ms, cached_ms = _load_times(plain, cached, path)
+    *load_ms, cached_ms = _load_times([*backends.values(), cached], path)
+    times = _take_turns({level: backend.load(path) for level, backend in backends.items()}, order.deadline_s)
     return OptimiseReport(
         runtime=plain.runtime(),
         providers=plain.providers,
         available=plain.execution_providers(),
         source=_operators(path),
-        levels=levels,
-        load_uncached_ms=uncached_ms,
+        levels=tuple(_level(order, level, load_ms[index], times[level]) for index, level in enumerate(LEVELS)),
         load_cached_ms=cached_ms,
+        hash_ms=_hash_ms(path),
         same_bits=_same_bits(plain, cached, path) if times["all"] else None,
     )
 
 
-def _load(backend: OnnxBackend, path: Path) -> tuple[LoadedModel, float]:
+def _load_times(backends: list[OnnxBackend], path: Path) -> list[float]:
+    """The lowest of a few loads with each, in turns, ms; the very first ones warm up and fill the cache."""
+    rounds = [[_load_ms(backend, path) for backend in backends] for _ in range(1 + _LOADS)]
+    return [round(min(times), 2) for times in zip(*rounds[1:], strict=True)]
+
+
+def _load_ms(backend: OnnxBackend, path: Path) -> float:
     begin = time.perf_counter()
     model = backend.load(path)
-    return model, (time.perf_counter() - begin) * 1e3
+    load_ms = (time.perf_counter() - begin) * 1e3
+    model.close()
+    return load_ms
+
+
+def _hash_ms(path: Path) -> float:
+    """What a load with the cache spends on the file's digest, ms; 0 for a bundle, whose manifest holds it."""
+    if find_model(path)[1] is not None:
+        return 0.0
+    begin = time.perf_counter()
+    digest(path)
+    return round((time.perf_counter() - begin) * 1e3, 2)
 
 
 def _take_turns(models: dict[Level, LoadedModel], deadline_s: float) -> dict[Level, list[float]]:
@@ -113,24 +126,12 @@ def _level(order: OptimiseOrder, level: Level, load_ms: float, times_ms: list[fl
         level=level,
         nodes=sum(operators.values()),
         operators=operators,
-        load_ms=round(load_ms, 2),
+        load_ms=load_ms,
         run_ms=round(statistics.median(times_ms), 4) if times_ms else 0.0,
         run_p10_ms=round(tenths[0], 4),
         run_p90_ms=round(tenths[-1], 4),
         runs=len(times_ms),
     )
-
-
-def _load_times(plain: OnnxBackend, cached: OnnxBackend, path: Path) -> tuple[float, float]:
-    """The lowest of a few loads each, in turns, ms."""
-    pairs = [(_load_and_close(plain, path), _load_and_close(cached, path)) for _ in range(_LOADS)]
-    return round(min(without for without, _ in pairs), 2), round(min(with_cache for _, with_cache in pairs), 2)
-
-
-def _load_and_close(backend: OnnxBackend, path: Path) -> float:
-    model, load_ms = _load(backend, path)
-    model.close()
-    return load_ms
 
 
 def _same_bits(plain: OnnxBackend, cached: OnnxBackend, path: Path) -> bool:
