@@ -6,7 +6,6 @@ It reads and reshapes; quantizing is the loaded model's. A file of K inputs beco
 from __future__ import annotations
 
 import csv
-import wave
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,13 @@ import numpy as np
 from edge_runtime.errors import InputError
 from edge_runtime.types import Array, TensorInfo
 from models import images
+from models.sound import read_wav
 from models.tensors import element_count, is_quantized, numpy_dtype, shape_fits, shape_text
 
 RAW_SUFFIXES = (".bin", ".raw", ".dat", ".f32", ".pcm")
 KNOWN = "pictures, .npy, .npz, .csv, .txt, .wav, " + ", ".join(RAW_SUFFIXES)
 
 _TIME_COLUMNS = frozenset({"t", "time", "timestamp", "datetime", "date"})
-_WAV_DTYPES = {1: ("u1", 128.0), 2: ("<i2", 32768.0), 4: ("<i4", 2147483648.0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def _arrays(path: Path, suffix: str, tensor: TensorInfo, options: Options) -> It
     elif suffix in (".csv", ".txt"):
         yield path.name, *_csv(path)
     elif suffix == ".wav":
-        yield path.name, *_wav(path)
+        yield path.name, *read_wav(path)
     elif suffix in RAW_SUFFIXES:
         yield path.name, *_raw(path, tensor, options)
     else:
@@ -229,19 +228,3 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _wav(path: Path) -> tuple[Array, str]:
-    try:
-        with wave.open(str(path)) as sound:
-            width, channels, rate = sound.getsampwidth(), sound.getnchannels(), sound.getframerate()
-            content = sound.readframes(sound.getnframes())
-    except wave.Error as err:
-        raise InputError(f"{path}: {err}") from err
-    if width not in _WAV_DTYPES:
-        raise InputError(f"{path}: {8 * width}-bit samples; 8, 16 and 32 are read")
-    dtype, full_scale = _WAV_DTYPES[width]
-    samples = np.frombuffer(content, dtype).astype(np.float32)
-    samples = (samples - 128.0) / full_scale if width == 1 else samples / full_scale
-    mono = samples.reshape(-1, channels).mean(axis=1, dtype=np.float32)
-    return mono, f"{rate} Hz sound in -1..1{', channels averaged' if channels > 1 else ''}"

@@ -76,14 +76,13 @@ class OptimisedCache:
     def keep(self, key: Key, partial: Path) -> Path | None:
         """Turns a finished partial file into the key's entry, atomically, and makes room. None when it cannot be kept."""
         self._sweep()
-        name = _name(key, partial)
-        if name is None or not 0 < partial.stat().st_size <= self.max_bytes:
-            self.forget(partial)
-            return None
-        entry = self.folder / name
         try:
+            name = _name(key, partial)
+            if name is None or not 0 < partial.stat().st_size <= self.max_bytes:
+                self.forget(partial)
+                return None
             _sync(partial)
-            partial.replace(entry)
+            entry = partial.replace(self.folder / name)
         except OSError:
             self.forget(partial)
             return None
@@ -101,9 +100,9 @@ class OptimisedCache:
 
     def _make_room(self, newest: Path) -> None:
         """Removes the least recently used entries, and older ones of the newest's own key."""
-        found = [(path.stat().st_mtime, path.stat().st_size, path) for path in self._entries() if path.is_file() and path != newest]
-        left = self.max_bytes - newest.stat().st_size
-        for _, size, path in sorted(found, reverse=True):
+        others = [(used, size, path) for path in self._entries() if path != newest for used, size in _usage(path)]
+        left = self.max_bytes - sum(size for _, size in _usage(newest))
+        for _, size, path in sorted(others, reverse=True):
             left -= size
             if left < 0 or path.name.startswith(newest.name[:_KEY_CHARACTERS]):
                 self.forget(path)
@@ -149,6 +148,15 @@ def _name(key: Key, path: Path) -> str | None:
     except OSError:
         return None
     return f"{key.name}-{size}-{seal:08x}.onnx"
+
+
+def _usage(path: Path) -> list[tuple[float, int]]:
+    """When an entry was last used and its bytes; nothing when another process has removed it meanwhile."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return []
+    return [(found.st_mtime, found.st_size)]
 
 
 def _sync(path: Path) -> None:

@@ -33,6 +33,7 @@ class Graph:
         self._constants: dict[str, Any] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
+        self._scale_of: dict[str, float] = {}
 
     def input(self, name: str, shape: Sequence[int | str]) -> str:
         """A float32 input; a text in `shape` is a free dimension."""
@@ -75,15 +76,12 @@ class Graph:
     def conv(self, x: str, weight: FloatArray, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
         """A convolution without bias. `weight` is [out, in, kernel]; ranges are those of its input and output."""
         given = self.quantized(x, *x_range)
-        return self.quantized(self.op("Conv", given, self._weight(weight)), *y_range)
+        return self.quantized(self.op("Conv", given, self.weight(weight)), *y_range)
 
-    def gemm(
-        self, x: str, weight: FloatArray, bias: FloatArray, x_range: tuple[float, float], y_range: tuple[float, float], relu: bool = False
-    ) -> str:
-        """x W^T + b. `weight` is [out, in]; with `relu` negative results become 0."""
-        given = self.quantized(x, *x_range)
-        y = self.op("Gemm", given, self._weight(weight), self.constant(bias), transB=1)
-        return self.quantized(self.op("Relu", y) if relu else y, *y_range)
+    def gemm(self, x: str, weight: FloatArray, bias: FloatArray, relu: bool = False) -> str:
+        """x W^T + b of an input that is `quantized`. `weight` is [out, in]; with `relu` negative results become 0."""
+        y = self.op("Gemm", x, self.weight(weight), self._bias(x, weight, bias), transB=1)
+        return self.op("Relu", y) if relu else y
 
     def save(self, path: Path) -> None:
         """Checks and writes the model; the same graph gives the same bytes."""
@@ -96,22 +94,39 @@ class Graph:
         self._onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
 
-    def _weight(self, weight: FloatArray) -> str:
+    def weight(self, weight: FloatArray) -> str:
+        """A weight tensor [out, ...], stored as INT8 per output channel in an INT8 graph."""
         if not self._int8:
             return self.constant(weight)
-        flat = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-        scale = np.maximum(flat, 1e-12) / 127
+        scale = _scales(weight)
         shaped = scale.reshape(-1, *([1] * (weight.ndim - 1)))
         stored = self.constant(np.clip(np.rint(weight / shaped), -127, 127), np.int8)
         zeros = self.constant(np.zeros(len(weight)), np.int8)
         return self.op("DequantizeLinear", stored, self.constant(scale), zeros, axis=0)
 
+    def _bias(self, x: str, weight: FloatArray, bias: FloatArray) -> str:
+        """Stored as int32 in the scale of the products, as integer kernels add it."""
+        if not self._int8:
+            return self.constant(bias)
+        scale = _scales(weight) * self._scale_of[x]
+        stored = np.clip(np.rint(bias / scale), -(2**31) + 1, 2**31 - 1)
+        zeros = self.constant(np.zeros(len(bias)), np.int32)
+        return self.op("DequantizeLinear", self.constant(stored, np.int32), self.constant(scale), zeros, axis=0)
+
     def _pair(self, x: str, scale: float, zero: int) -> str:
         parameters = self.constant(scale), self.constant(zero, self._activation)
-        return self.op("DequantizeLinear", self.op("QuantizeLinear", x, *parameters), *parameters)
+        pair = self.op("DequantizeLinear", self.op("QuantizeLinear", x, *parameters), *parameters)
+        self._scale_of[pair] = scale
+        return pair
 
     def _value(self, name: str, shape: Sequence[int | str]) -> Any:
         return self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, list(shape))
+
+
+def _scales(weight: FloatArray) -> FloatArray:
+    """Of each output channel, so that its largest weight is 127."""
+    largest: FloatArray = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    return np.maximum(largest, np.float32(1e-12)) / np.float32(127)
 
 
 def _import_onnx() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 import msgspec
 
@@ -10,7 +11,7 @@ from edge_runtime.errors import InputError, ModelRefused
 from models.commands.probe import refused
 from models.infer import locate
 from models.inspection.file import inspect
-from models.inspection.optimise import DEADLINE_S, MEMORY_MB, optimise, optimise_lines
+from models.inspection.optimise import DEADLINE_S, MEMORY_MB, OptimiseReport, optimise, optimise_lines
 from models.inspection.text import lines
 
 
@@ -23,6 +24,9 @@ class InspectCommand:
     def configure(self, parser: ArgumentParser) -> None:
         parser.add_argument("model", metavar="MODEL", help="a .onnx or .tflite file, a bundle folder, or zoo:NAME")
         parser.add_argument("--optimise", action="store_true", help="also run it at every optimisation level, in a child process (.onnx)")
+        parser.add_argument(
+            "--providers", metavar="NAME[,NAME]", help="execution providers for --optimise, first choice first (default: CPU)"
+        )
         parser.add_argument("--deadline", type=float, default=DEADLINE_S, metavar="S", help="for --optimise (default: %(default)g s)")
         parser.add_argument("--memory", type=int, default=MEMORY_MB, metavar="MB", help="for --optimise (default: %(default)s)")
         parser.add_argument("--json", action="store_true", help="one JSON document")
@@ -33,7 +37,7 @@ class InspectCommand:
         try:
             path = locate(args.model)
             found = inspect(path)
-            report = optimise(path, deadline_s=args.deadline, memory_mb=args.memory) if args.optimise else None
+            report = _optimise(path, args) if args.optimise else None
         except ModelRefused as err:
             return refused(args.model, err, as_json=args.json)
         if args.json:
@@ -41,3 +45,8 @@ class InspectCommand:
         else:
             print("\n".join([*lines(found), *(["", *optimise_lines(report)] if report is not None else [])]))
         return 0
+
+
+def _optimise(path: Path, args: Namespace) -> OptimiseReport:
+    providers = tuple(name.strip() for name in args.providers.split(",")) if args.providers else None
+    return optimise(path, deadline_s=args.deadline, memory_mb=args.memory, providers=providers)

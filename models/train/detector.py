@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime.errors import InputError
-from edge_runtime.types import FloatArray
+from edge_runtime.types import Array
 from models.qdq import Graph
 
 LABELS = ("normal", "anomaly")
@@ -61,15 +61,15 @@ class Settings:
 class Normal:
     """What normal running looks like. [C] per column, [2C] per feature; `weights` [2C, 2C] with expected = features @ weights."""
 
-    differenced: FloatArray
-    centre: FloatArray
-    scale: FloatArray
-    mean: FloatArray
-    deviation: FloatArray
-    weights: FloatArray
+    differenced: Array
+    centre: Array
+    scale: Array
+    mean: Array
+    deviation: Array
+    weights: Array
 
 
-def learn(parts: Sequence[FloatArray], settings: Settings) -> Normal:
+def learn(parts: Sequence[Array], settings: Settings) -> Normal:
     """Learns from tables [rows, C] of normal running, each in the order of time. Raises InputError for too few rows."""
     for part in parts:
         if len(part) < settings.least_rows:
@@ -89,9 +89,14 @@ def learn(parts: Sequence[FloatArray], settings: Settings) -> Normal:
     return Normal(differenced, centre, scale, mean, deviation, weights.astype(np.float32))
 
 
-def fitted_rows(part: FloatArray, settings: Settings) -> int:
+def fitted_rows(part: Array, settings: Settings) -> int:
     """Feature rows that the model is fitted on; those after them set the threshold."""
-    return int(len(part) * (1 - settings.hold)) - settings.window
+    return held_from(part, settings) - settings.window
+
+
+def held_from(part: Array, settings: Settings) -> int:
+    """The first row of a table that only sets the threshold."""
+    return int(len(part) * (1 - settings.hold))
 
 
 def graph(normal: Normal, settings: Settings, threshold: float, *, int8: bool, target: str = "x86") -> Graph:
@@ -124,32 +129,34 @@ def graph(normal: Normal, settings: Settings, threshold: float, *, int8: bool, t
     return g
 
 
-def windows(part: FloatArray, settings: Settings) -> FloatArray:
+def windows(part: Array, settings: Settings) -> Array:
     """Every window of a table [rows, C] as [n, C, settings.rows]; the last row of each is the one that it judges."""
     view = np.lib.stride_tricks.sliding_window_view(part, settings.rows, axis=0)
     return np.ascontiguousarray(view, np.float32)
 
 
-def _smoothing(taps: int, length: int) -> FloatArray:
+def _smoothing(taps: int, length: int) -> Array:
     """Exponential weights, oldest first, that add up to 1."""
     powers = (1 - 2 / (length + 1)) ** np.arange(taps - 1, -1, -1.0)
-    return (powers / powers.sum()).astype(np.float32)
+    result: Array = (powers / powers.sum()).astype(np.float32)
+    return result
 
 
-def _drifts(part: FloatArray, limit: float) -> FloatArray:
+def _drifts(part: Array, limit: float) -> Array:
     """Columns whose block means hold more than `limit` of their variance: near 1 for a random walk, near 0 for noise."""
     length = len(part) // _DRIFT_BLOCKS
     blocks = part[: length * _DRIFT_BLOCKS].reshape(_DRIFT_BLOCKS, length, -1)
-    drifting: FloatArray = blocks.mean(axis=1).var(axis=0) > limit * (part[: length * _DRIFT_BLOCKS].var(axis=0) + 1e-12)
+    drifting: Array = blocks.mean(axis=1).var(axis=0) > limit * (part[: length * _DRIFT_BLOCKS].var(axis=0) + 1e-12)
     return drifting
 
 
-def _differences(part: FloatArray, differenced: FloatArray) -> FloatArray:
+def _differences(part: Array, differenced: Array) -> Array:
     """Rows from the second on, drifting columns as the step from the row before."""
-    return part[1:] - np.where(differenced, part[:-1], 0.0)
+    result: Array = part[1:] - np.where(differenced, part[:-1], 0.0)
+    return result
 
 
-def _features(part: FloatArray, normal: Normal, settings: Settings) -> FloatArray:
+def _features(part: Array, normal: Normal, settings: Settings) -> Array:
     """Mean and standard deviation of each scaled column over every window, [n, 2C]."""
     scaled = np.clip((_differences(part, normal.differenced) - normal.centre) / normal.scale, -settings.clip, settings.clip)
     view = np.lib.stride_tricks.sliding_window_view(scaled, settings.window, axis=0)

@@ -381,6 +381,12 @@ def test_the_child_ends_by_its_deadline() -> None:
     assert refusal.value.reason is RefusalReason.PROBE_TIMEOUT
 
 
+def test_an_execution_provider_that_is_not_there_is_named() -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(InputError, match=r"`Nowhere` is no execution provider of this onnxruntime \(it has: .*CPUExecutionProvider"):
+        command("zoo:bearing", "--optimise", "--providers", "Nowhere,CPUExecutionProvider")
+
+
 def test_only_onnx_has_levels() -> None:
     with pytest.raises(InputError, match=r"expected an \.onnx model, got dense_int8\.tflite"):
         optimise(ASSETS / "dense_int8.tflite")

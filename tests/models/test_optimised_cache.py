@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,21 @@ def test_leftovers_of_a_process_that_died_are_swept(cache: OptimisedCache) -> No
     os.utime(stale, (0, 0))
     keep(cache, key(), b"graph")
     assert not stale.exists()
+
+
+def test_a_cache_too_small_for_two_that_many_share(tmp_path: Path) -> None:
+    """Each keeps removing what the others have just kept; nobody is the worse for it."""
+    sizes = OptimisedCache(tmp_path / "sizes")
+    plain = {graph: run(OnnxBackend(cache=sizes), graph) for graph in (GRAPH, DENSE)}
+    cache = OptimisedCache(tmp_path / "cache", max_bytes=max(path.stat().st_size for path in entries(sizes)))
+
+    def load(number: int) -> bool:
+        graph = (GRAPH, DENSE)[number % 2]
+        return same_bits(run(OnnxBackend(cache=cache), graph), plain[graph])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(load, range(40)))
+    assert sum(path.stat().st_size for path in entries(cache)) <= cache.max_bytes
 
 
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
