@@ -10,6 +10,7 @@ from edge_runtime.ports import CliCommand
 SUBCOMMANDS = {
     "inspect": "models.commands.inspect:InspectCommand",
     "probe": "models.commands.probe:ProbeCommand",
+    "quantize": "models.commands.quantize:QuantizeCommand",
     "train": "models.commands.train:TrainCommand",
     "score": "models.commands.score:ScoreCommand",
 }
@@ -18,7 +19,7 @@ SUBCOMMANDS = {
 class Command:
     """Dispatches to the subcommands."""
 
-    summary = "make and judge models: train, score, inspect, probe"
+    summary = "make and judge models: train, quantize, score, inspect, probe"
     example = "edge-runtime model train anomaly --data normal.csv --out pump-anomaly"
 
     def configure(self, parser: ArgumentParser) -> None:

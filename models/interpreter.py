@@ -7,6 +7,7 @@ window alone. XNNPACK is used where the library brings it.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import tempfile
 import threading
@@ -32,7 +33,7 @@ class InterpreterModel(RuntimeModel):
     def __init__(self, create: Callable[..., Any], path: Path, threads: int) -> None:
         with without_chatter():
             self._interpreter = create(model_path=str(path), num_threads=threads)
-            self._interpreter.allocate_tensors()
+            _allocate(self._interpreter)
         sources, sinks = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         inputs = tuple(_tensor(detail) for detail in sources)
         super().__init__(inputs, tuple(_tensor(detail) for detail in sinks), _precision(self._interpreter, inputs))
@@ -61,8 +62,30 @@ class InterpreterModel(RuntimeModel):
             return
         for index, shape in zip(self._sources, shapes, strict=True):
             self._interpreter.resize_tensor_input(index, shape)
-        self._interpreter.allocate_tensors()
+        _allocate(self._interpreter)
         self._shapes = shapes
+
+
+def _allocate(interpreter: Any) -> None:
+    """Raises MemoryError where LiteRT fails without a word because its tensors do not fit into the memory this process may have."""
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as err:
+        wanted = sum(int(np.prod(detail["shape"], dtype=np.int64)) * _item_bytes(detail) for detail in interpreter.get_tensor_details())
+        if str(err) or wanted <= _room_bytes():
+            raise
+        raise MemoryError(f"its tensors take {wanted // 2**20} MB, more than this process may have") from err
+
+
+def _item_bytes(detail: dict[str, Any]) -> int:
+    return int(np.dtype(detail["dtype"]).itemsize)
+
+
+def _room_bytes() -> float:
+    """How much the address space of this process may still grow."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return float("inf") if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()
 
 
 def _tensor(detail: dict[str, Any]) -> TensorInfo:

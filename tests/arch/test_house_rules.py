@@ -15,11 +15,11 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 CLIENTS = {
     "paho": {"cloud_sync/mqtt.py"},
     "amqtt": {"cloud_sync/controller/broker.py"},
-    "onnxruntime": {"models/onnx.py", "models/zoo/bearing/train.py"},
+    "onnxruntime": {"models/onnx.py", "models/quantize/ptq.py", "models/zoo/bearing/train.py"},
     "ai_edge_litert": {"models/litert.py"},
     "tflite_runtime": {"models/tflite.py"},
     "yaml": {"edge_runtime/config/positions.py"},
-    "rich": {"edge_runtime/demo/view.py"},
+    "rich": {"edge_runtime/demo/view.py", "models/progress.py"},
     "torch": {"models/zoo/bearing/train.py"},
 }
 

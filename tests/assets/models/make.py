@@ -1,7 +1,8 @@
 """Makes the small models next to it: `python tests/assets/models/make.py`. Needs onnx and ai-edge-litert; the tests need neither of them.
 
 Both compute y = x W + b on four numbers: `dense.onnx` in float32 with a free batch, `dense_int8.tflite` in INT8 with a free batch.
-`per_axis_int8.tflite` hands out its input with a scale of its own per column. `endless.tflite` loops forever when run.
+`per_axis_int8.tflite` hands out its input with a scale of its own per column. `endless.tflite` loops forever when run;
+`recursive.tflite` calls itself without end, so its runtime runs out of stack and dies; `hog.tflite` and `hog.onnx` want 1 GiB when run.
 """
 
 from __future__ import annotations
@@ -138,8 +139,63 @@ def endless_tflite() -> None:
     made.save("endless.tflite")
 
 
+def recursive_tflite() -> None:
+    made = TfliteModel()
+    main, condition, body = made.graph(), made.graph(), made.graph()
+    for graph in (main, body):
+        x = made.tensor(graph, "x", [1], tflite.TensorType.FLOAT32)
+        y = made.tensor(graph, "y", [1], tflite.TensorType.FLOAT32)
+        options = tflite.WhileOptionsT()
+        options.condSubgraphIndex, options.bodySubgraphIndex = 1, 2
+        made.operator(graph, tflite.BuiltinOperator.WHILE, [x], [y], tflite.BuiltinOptions.WhileOptions, options)
+        graph.inputs, graph.outputs = [x], [y]
+    value = made.tensor(condition, "value", [1], tflite.TensorType.FLOAT32)
+    true = made.tensor(condition, "true", [1], tflite.TensorType.BOOL)
+    made.operator(
+        condition, tflite.BuiltinOperator.EQUAL, [value, value], [true], tflite.BuiltinOptions.EqualOptions, tflite.EqualOptionsT()
+    )
+    condition.inputs, condition.outputs = [value], [true]
+    made.save("recursive.tflite")
+
+
+def hog_tflite() -> None:
+    made = TfliteModel()
+    graph = made.graph()
+    x = made.tensor(graph, "x", [1], tflite.TensorType.FLOAT32)
+    shape = made.tensor(graph, "shape", [2], tflite.TensorType.INT32, np.array([2**16, 2**12], np.int32))
+    y = made.tensor(graph, "y", [2**16, 2**12], tflite.TensorType.FLOAT32)
+    scalar = made.tensor(graph, "scalar", [], tflite.TensorType.FLOAT32)
+    empty = made.tensor(graph, "empty", [0], tflite.TensorType.INT32, np.zeros(0, np.int32))
+    made.operator(
+        graph, tflite.BuiltinOperator.RESHAPE, [x, empty], [scalar], tflite.BuiltinOptions.ReshapeOptions, tflite.ReshapeOptionsT()
+    )
+    made.operator(graph, tflite.BuiltinOperator.FILL, [shape, scalar], [y], tflite.BuiltinOptions.FillOptions, tflite.FillOptionsT())
+    graph.inputs, graph.outputs = [x], [y]
+    made.save("hog.tflite")
+
+
+def hog_onnx() -> None:
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["huge"]),
+        helper.make_node("ReduceSum", ["huge"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "hog",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [numpy_helper.from_array(np.array([2**28], np.int64), "size")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (HERE / "hog.onnx").write_bytes(model.SerializeToString())
+
+
 if __name__ == "__main__":
     dense_onnx()
     dense_tflite()
     per_axis_tflite()
     endless_tflite()
+    recursive_tflite()
+    hog_tflite()
+    hog_onnx()
