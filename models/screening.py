@@ -25,6 +25,7 @@ _FOREIGN = {
     b"\x80\x02": "a Python pickle: export the model to .onnx",
     b"\x80\x03": "a Python pickle: export the model to .onnx",
     b"\x80\x04": "a Python pickle: export the model to .onnx",
+    b"\x80\x05": "a Python pickle: export the model to .onnx",
     b"GGUF": "a GGUF language model: no backend here runs it",
 }
 
