@@ -1,4 +1,4 @@
-"""`edge-runtime model`: the model toolchain. It only finds the subcommand; each has a module of its own."""
+"""`edge-runtime model`: the model toolchain and the local model store. It only finds the subcommand; each has a module of its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ SUBCOMMANDS = {
     "quantize": "models.commands.quantize:QuantizeCommand",
     "train": "models.commands.train:TrainCommand",
     "score": "models.commands.score:ScoreCommand",
+    "add": "models.commands.store:AddCommand",
+    "list": "models.commands.store:ListCommand",
+    "remove": "models.commands.store:RemoveCommand",
+    "pack": "models.commands.store:PackCommand",
 }
 
 
 class Command:
     """Dispatches to the subcommands."""
 
-    summary = "make and judge models: train, quantize, score, inspect, probe"
+    summary = "make, judge and keep models: train, quantize, score, inspect, probe, add, list"
     example = "edge-runtime model train anomaly --data normal.csv --out pump-anomaly"
 
     def configure(self, parser: ArgumentParser) -> None:

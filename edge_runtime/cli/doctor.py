@@ -15,8 +15,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Literal
 
-from edge_runtime.cli.main import add_state_option
 from edge_runtime.clock import SystemClock
+from edge_runtime.paths import add_state_option
 from edge_runtime.registry import ADAPTERS, MODEL_BACKENDS, names
 
 _PACKAGES = ("edge_runtime", "adapters", "cloud_sync", "models")

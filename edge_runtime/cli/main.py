@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from edge_runtime import __version__
 from edge_runtime.errors import EdgeRuntimeError, InputError
@@ -39,18 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         _flush()
-
-
-def default_state_dir() -> Path:
-    """`/var/lib/edge-runtime` for root, else the XDG state folder."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/edge-runtime")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "edge-runtime"
-
-
-def add_state_option(parser: argparse.ArgumentParser) -> None:
-    """The `--state DIR` option that every command on durable state has."""
-    parser.add_argument("--state", type=Path, default=default_state_dir(), metavar="DIR", help="state folder (default: %(default)s)")
 
 
 def _all_commands(known: Sequence[str]) -> dict[str, CliCommand]:

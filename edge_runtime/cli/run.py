@@ -8,10 +8,10 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from edge_runtime.cli.main import add_state_option
 from edge_runtime.config.deployment import Deployment
 from edge_runtime.config.gateway import GatewayFile
 from edge_runtime.errors import ConfigError
+from edge_runtime.paths import add_state_option
 
 
 class Command:

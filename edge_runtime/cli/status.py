@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from edge_runtime.access.local import ask
-from edge_runtime.cli.main import add_state_option
+from edge_runtime.paths import add_state_option
 from edge_runtime.store import read_ledger
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from urllib.parse import quote
 
 from edge_runtime.access.local import ask
-from edge_runtime.cli.main import add_state_option
 from edge_runtime.errors import InputError
+from edge_runtime.paths import add_state_option
 from edge_runtime.records import RecordKind
 from edge_runtime.store import JournalEntry, read_journal
 
