@@ -201,13 +201,19 @@ def _csv(path: Path) -> tuple[Array, str]:
         rows = [row for row in csv.reader(file, delimiter=delimiter, skipinitialspace=True) if row]
     if not rows:
         raise InputError(f"{path}: is empty")
-    header = [] if all(map(_is_number, rows[0])) else rows[0]
+    header = rows[0] if _is_header(*rows[:2]) else []
     body = rows[1:] if header else rows
     first = 1 if body and _starts_with_time(header, body[0]) else 0
     values = [_numbers(path, line, row[first:]) for line, row in enumerate(body, 2 if header else 1)]
     if len({len(row) for row in values}) > 1:
         raise InputError(f"{path}: rows have different numbers of columns")
     return np.asarray(values, np.float32), f"time column `{header[0] if header else 1}` left out" if first else ""
+
+
+def _is_header(row: Sequence[str], following: Sequence[str] = ()) -> bool:
+    """A row of names alone, or one that begins with a name and is made otherwise than the row after it."""
+    numeric = [_is_number(cell) for cell in row]
+    return not any(numeric) or (not numeric[0] and bool(following) and numeric != [_is_number(cell) for cell in following])
 
 
 def _starts_with_time(header: Sequence[str], row: Sequence[str]) -> bool:
