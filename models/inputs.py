@@ -81,7 +81,11 @@ def _single(path: Path, tensor: TensorInfo, options: Options) -> Iterator[Source
         yield Source(path.name, [[array]], note)
         return
     for name, values, origin in _arrays(path, suffix, tensor, options):
-        arrays, note = cut(_as_input(_shifted(values, options), tensor, path), tensor, options)
+        given = _as_input(_shifted(values, options), tensor, path)
+        try:
+            arrays, note = cut(given, tensor, options)
+        except InputError as err:
+            raise InputError(f"{path.parent / name}: {err}") from err
         yield Source(name, [[array] for array in arrays], "; ".join(filter(None, (origin, note))))
 
 

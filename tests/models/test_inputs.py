@@ -46,7 +46,7 @@ def test_a_file_of_k_inputs_is_k_runs_of_one(shape: tuple[int, ...], tmp_path: P
 
 
 def test_a_misfit_says_what_it_holds_and_what_is_taken(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds 6 values of shape 6; input `x` takes \?x4.*multiple of 4 values"):
+    with pytest.raises(InputError, match=r"x\.npy: holds 6 values of shape 6; input `x` takes \?x4.*multiple of 4 values"):
         sources(saved(tmp_path / "x.npy", np.zeros(6, np.float32)))
 
 
@@ -78,6 +78,9 @@ def test_an_archive_gives_the_array_of_the_inputs_name_else_each_but_the_time(tm
     assert only(tmp_path / "named.npz").tolist() == ones.tolist()
     np.savez(tmp_path / "each.npz", t=np.arange(3), left=ones, right=ones * 2)
     assert [source.name for source in sources(tmp_path / "each.npz")] == ["each.npz[left]", "each.npz[right]"]
+    np.savez(tmp_path / "misfit.npz", left=ones, right=ones[:, :3])
+    with pytest.raises(InputError, match=r"misfit\.npz\[right\]: holds 3 values"):
+        sources(tmp_path / "misfit.npz")
 
 
 def test_a_model_of_two_inputs_takes_an_archive_with_both(tmp_path: Path) -> None:
