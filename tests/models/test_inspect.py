@@ -29,6 +29,7 @@ from models.protobuf import Malformed
 from models.zoo import path as zoo_path
 
 ASSETS = Path(__file__).parents[1] / "assets" / "models"
+HOSTILE = {"endless", "hog", "recursive"}  # loading or running them is for the probe
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 BEARING = zoo_path("bearing")
 
@@ -98,7 +99,7 @@ def test_the_tflite_walk_tells_what_the_runtime_tells() -> None:
     from models.litert import LiteRtBackend
 
     for path in (*sorted(ASSETS.glob("*.tflite")), *sorted(DATA.glob("*/*.tflite"))):
-        if path.name == "endless.tflite":
+        if path.stem in HOSTILE:
             continue
         model, found = LiteRtBackend().load(path), inspect(path)
         assert (found.inputs, found.outputs) == (model.inputs, model.outputs), path.name
