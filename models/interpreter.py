@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edge_runtime.types import Array, TensorInfo
-from models.runtime import RuntimeModel
+from models.runtime import Closed, RuntimeModel
 from models.tensors import is_quantized, numpy_dtype
 
 _CHATTER = (b"INFO:", b"VERBOSE:")
@@ -32,7 +32,7 @@ class InterpreterModel(RuntimeModel):
 
     def __init__(self, create: Callable[..., Any], path: Path, threads: int) -> None:
         with without_chatter():
-            self._interpreter = create(model_path=str(path), num_threads=threads)
+            self._interpreter: Any = create(model_path=str(path), num_threads=threads)
             _allocate(self._interpreter)
         sources, sinks = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         inputs = tuple(_tensor(detail) for detail in sources)
@@ -45,7 +45,7 @@ class InterpreterModel(RuntimeModel):
         self._may_resize = any(-1 in tensor.shape for tensor in inputs)
 
     def close(self) -> None:
-        self._interpreter = None
+        self._interpreter = Closed()
 
     def _invoke(self, feeds: list[Array]) -> list[Array]:
         interpreter = self._interpreter

@@ -16,7 +16,7 @@ from edge_runtime.errors import InputError, MissingDependency, ModelRefused
 from edge_runtime.ports import LoadedModel
 from edge_runtime.types import Array, TensorInfo
 from models.optimised import Key, OptimisedCache, cpu_flags, digest
-from models.runtime import Failures, InferenceRuntime, RuntimeModel
+from models.runtime import Closed, Failures, InferenceRuntime, RuntimeModel
 from models.screening import onnx_facts
 
 CACHE_VARIABLE = "EDGE_RUNTIME_MODEL_CACHE"
@@ -131,12 +131,12 @@ class OnnxBackend(InferenceRuntime):
 class _OnnxModel(RuntimeModel):
     def __init__(self, session: Any, precision: str, failures: Failures) -> None:
         super().__init__(_tensors(session.get_inputs()), _tensors(session.get_outputs()), precision, failures)
-        self._session = session
+        self._session: Any = session
         self._input_names = [tensor.name for tensor in self.inputs]
         self._output_names = [tensor.name for tensor in self.outputs]
 
     def close(self) -> None:
-        self._session = None
+        self._session = Closed()
 
     def _invoke(self, feeds: list[Array]) -> list[Array]:
         results: list[Array] = self._session.run(self._output_names, dict(zip(self._input_names, feeds, strict=True)))

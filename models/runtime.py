@@ -6,7 +6,7 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Never
 
 from edge_runtime.bundle import find_model
 from edge_runtime.errors import InputError, MissingDependency, ModelRefused, RefusalReason
@@ -101,11 +101,18 @@ class RuntimeModel(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Lets the library's memory go. The model does not run afterwards."""
+        """Lets the library's memory go; safe to call twice. `run` raises ModelRefused(RUN_FAILED) afterwards."""
 
     @abstractmethod
     def _invoke(self, feeds: list[Array]) -> list[Array]:
         """One run on checked arrays; the results are the caller's own."""
+
+
+class Closed:
+    """Stands where the session of a closed model was: to use it fails like a run, with a word."""
+
+    def __getattr__(self, name: str) -> Never:
+        raise RuntimeError("it is closed; load it again")
 
 
 def first_line(err: BaseException) -> str:
