@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,20 @@ from edge_runtime.config.deployment import Deployment, PipelineSpec
 from edge_runtime.config.gateway import GatewayFile
 from edge_runtime.config.load import decode, read
 from edge_runtime.config.positions import Document, parse_document
-from edge_runtime.config.references import manifest_labels, resolve_model
+from edge_runtime.config.references import manifest_labels, manifest_preprocess, resolve_model
 from edge_runtime.config.verbs import actions
 from edge_runtime.errors import ConfigError, InputError, MissingDependency, ModelRefused, Problem
 from edge_runtime.pipeline.preprocess import output_shape, parse_steps
 from edge_runtime.pipeline.runner import fit_input
 from edge_runtime.pipeline.triggers import make_trigger
+from edge_runtime.ports import ModelBackend
 from edge_runtime.reasoning.facts import FactType, fact_types
 from edge_runtime.reasoning.language import parse
 from edge_runtime.reasoning.semantics import check as check_condition
 from edge_runtime.reasoning.semantics import check_present
 from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, find, load
 from edge_runtime.serving import choose_backend
+from edge_runtime.types import ProbeReport, TensorInfo
 from edge_runtime.units import conversion, parse_unit
 
 _LONGEST_WINDOW_S = 3600.0
@@ -153,7 +157,7 @@ def _check_models(document: Document, deployment: Deployment, base: Path) -> dic
             path = resolve_model(spec, base)
             labels[name] = spec.labels or manifest_labels(path)
             _, backend = choose_backend(path, spec.backend)
-            model = backend.load(path)
+            probed = _probe(backend, path)
         except MissingDependency as err:
             document.report(key, f"not checked against its pipelines: {err}", fatal=False)
         except ModelRefused as err:
@@ -161,19 +165,27 @@ def _check_models(document: Document, deployment: Deployment, base: Path) -> dic
         except InputError as err:
             document.report(f"{key}.backend", str(err))
         else:
-            try:
-                _check_shapes(document, deployment, name, model)
-            finally:
-                model.close()
+            _check_fit(document, deployment, name, path, probed.inputs[0])
     return labels
 
 
-def _check_shapes(document: Document, deployment: Deployment, model_name: str, model: Any) -> None:
+def _probe(backend: ModelBackend, path: Path) -> ProbeReport:
+    """In a child process, and in a thread of its own, for a loop may be running here."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(lambda: asyncio.run(backend.probe(path))).result()
+
+
+def _check_fit(document: Document, deployment: Deployment, model_name: str, path: Path, tensor: TensorInfo) -> None:
+    """Shapes, and the preprocessing that the model was trained with: another one gives wrong classes without a word."""
+    trained = manifest_preprocess(path)
     for name, spec in deployment.pipelines.items():
         if spec.model == model_name:
+            if trained is not None and trained != spec.preprocess:
+                steps = f"[{', '.join(trained)}]"
+                document.report(f"pipelines.{name}.preprocess", f"the model was trained with {steps}; expected the same here", fatal=False)
             try:
                 shape = output_shape(parse_steps(spec.preprocess), (len(spec.input), spec.window.size))
-                fit_input(shape, model.inputs[0])
+                fit_input(shape, tensor)
             except ModelRefused as err:
                 document.report(f"pipelines.{name}.window.size", str(err))
             except InputError:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from edge_runtime.bundle import MANIFEST, find_model, read_bundle
+from edge_runtime.bundle import MANIFEST, Bundle, find_model, read_bundle
 from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.errors import ModelRefused, RefusalReason
 
@@ -37,11 +37,14 @@ def declared_labels(deployment: Deployment, document_dir: Path, store_dir: Path 
 
 def manifest_labels(path: Path) -> tuple[str, ...]:
     """The labels in the manifest of the bundle that a model file is of, or none."""
-    try:
-        _, bundle = find_model(path)
-    except ModelRefused:
-        return ()
+    bundle = _bundle_of(path)
     return bundle.manifest.labels if bundle else ()
+
+
+def manifest_preprocess(path: Path) -> tuple[str, ...] | None:
+    """The steps that a model was trained with, or None for a file without a bundle."""
+    bundle = _bundle_of(path)
+    return bundle.manifest.preprocess if bundle else None
 
 
 def zoo_names() -> list[str]:
@@ -55,6 +58,13 @@ def _zoo_model(name: str) -> Path:
     if folder is not None and name in zoo_names():
         return read_bundle(folder / name).model
     raise ModelRefused(RefusalReason.MISSING, f"no model `{name}` in the zoo (known: {', '.join(zoo_names()) or 'none'})")
+
+
+def _bundle_of(path: Path) -> Bundle | None:
+    try:
+        return find_model(path)[1]
+    except ModelRefused:
+        return None
 
 
 def _zoo_dir() -> Path | None:

@@ -33,6 +33,7 @@ EXPECTED = {
         "8:broker.tls.cert: file",
         "3:sensors.vibration.rate: unknown key `rate`; did you mean `rate_hz`?",
     ],
+    "hostile_model.yaml": ["5:models.m.path: probe_crashed: recursive.tflite kills the process that runs it"],
     "impossible_rate.yaml": ["3:sensors.temp.rate_hz: expected a number > 0"],
     "infinite.yaml": [
         "3:sensors.temp.rate_hz: expected a finite decimal number, got `.inf`",
@@ -63,7 +64,10 @@ EXPECTED = {
     "waiting_trigger.yaml": ["9:pipelines.level.trigger.when: expected a condition without `for`, which only rules can wait for"],
     "window_too_long.yaml": ["5:pipelines.p.window.size: this window takes 10240 s to fill"],
     "wrong_json.json": ["3:sensors.temp.rate_hz: expected a number > 0 and <= 1e+06, got `fast`"],
-    "wrong_shape.yaml": ["7:pipelines.bearing.window.size: wrong_shape: the pipeline gives [1, 1000], the model's input"],
+    "wrong_shape.yaml": [
+        "5:pipelines.bearing.preprocess: the model was trained with [standardize]",
+        "7:pipelines.bearing.window.size: wrong_shape: the pipeline gives [1, 1000], the model's input",
+    ],
     "wrong_unit.yaml": ["3:sensors.temp.unit: unknown unit `degc`; did you mean `degC`?"],
 }
 
