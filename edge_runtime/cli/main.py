@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.run(args)
     except InputError as err:
         return _fail(err, 2)
+    except BrokenPipeError:  # `edge-runtime ... | head`: enough was read
+        return 0
     except (EdgeRuntimeError, OSError) as err:
         return _fail(err, 1)
     except KeyboardInterrupt:
@@ -78,5 +80,5 @@ def _fail(err: Exception, code: int) -> int:
 def _flush() -> None:
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `edge-runtime ... | head`
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

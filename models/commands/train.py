@@ -50,7 +50,7 @@ def _configure_classify(parser: ArgumentParser) -> None:
     parser.add_argument("--window", type=int, metavar="SAMPLES", help="samples per window (default: 1024, or what fits)")
     parser.add_argument("--hop", type=int, metavar="SAMPLES", help="samples between windows (default: a quarter of the window)")
     parser.add_argument("--rate-hz", type=float, default=0.0, metavar="HZ", help="samples per second, noted in the manifest")
-    parser.add_argument("--epochs", type=int, default=20, metavar="N", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: 20, or more where there are few windows")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("--max-drop", type=float, default=0.5, metavar="POINTS", help="accuracy INT8 may lose (default: %(default)s)")
     _configure_common(parser)

@@ -25,20 +25,25 @@ from models.train.spectrum import Spectrum, augmented
 
 _HOLD = 0.2
 _LIMIT = 6.0
-_GAIN_OF_LEVEL = 0.5  # points of held-out accuracy that absolute levels must bring to be used
+_LEVEL_LOSS = 0.7  # of the held-out loss without absolute levels, below which they are used
+_EPOCHS = 20
+_LEAST_STEPS = 400
 _ROOM = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`window` and `hop` in samples (None: ready windows as they are, else 1024 or what fits). `max_drop` in points of accuracy."""
+    """`window` and `hop` in samples (None: ready windows as they are, else 1024 or what fits). `max_drop` in points of accuracy.
+
+    `epochs` None: 20, or more where there are few windows. `level` None: whichever is better.
+    """
 
     window: int | None = None
     hop: int | None = None
     level: bool | None = None
     copies: int = 2
     hidden: int = 64
-    epochs: int = 20
+    epochs: int | None = None
     seed: int = 0
     max_drop: float = 0.5
 
@@ -69,10 +74,12 @@ class Trained:
         """Standardized features."""
         return np.clip((self.spectrum.of(windows) - self.mean) / self.deviation, -_LIMIT, _LIMIT)
 
-    def guess(self, windows: Array) -> Array:
-        """Classes in double precision."""
-        result: Array = self.network.logits(self.inputs(windows)).argmax(axis=1)
-        return result
+    def loss(self, windows: Array, classes: Array) -> float:
+        """Mean cross entropy: tells more than accuracy where few windows are held out."""
+        logits = self.network.logits(self.inputs(windows))
+        logits = logits - logits.max(axis=1, keepdims=True)
+        chosen = logits[np.arange(len(classes)), classes] - np.log(np.exp(logits).sum(axis=1))
+        return float(-chosen.mean())
 
 
 def train(paths: Sequence[Path], out: Path, settings: Settings, *, target: Target = "x86", name: str = "", rate_hz: float = 0.0) -> Bundle:
@@ -119,12 +126,11 @@ def graph(trained: Trained, classes: int, *, int8: bool, target: Target) -> Grap
 
 
 def _choose(data: Windows, classes: int, settings: Settings) -> Trained:
-    """With or without absolute levels, whichever is better on held-out windows; without, when there is little between them."""
+    """With or without absolute levels, whichever has less loss on held-out windows; without, when there is little between them."""
     if settings.level is not None:
         return _fit(data, classes, settings, settings.level)
     plain, level = (_fit(data, classes, settings, level) for level in (False, True))
-    accuracy = [100 * float((each.guess(data.x_held) == data.y_held).mean()) for each in (plain, level)]
-    return level if accuracy[1] > accuracy[0] + _GAIN_OF_LEVEL else plain
+    return level if level.loss(data.x_held, data.y_held) < _LEVEL_LOSS * plain.loss(data.x_held, data.y_held) else plain
 
 
 def _fit(data: Windows, classes: int, settings: Settings, level: bool) -> Trained:
@@ -142,7 +148,8 @@ def _fit(data: Windows, classes: int, settings: Settings, level: bool) -> Traine
             losses.append(loss)
             step(epoch, epochs, f"loss {loss:.4f}")
 
-        network = mlp.train(x, labels, classes, hidden=settings.hidden, epochs=settings.epochs, seed=settings.seed, progress=tell)
+        epochs = settings.epochs or max(_EPOCHS, -(-_LEAST_STEPS * mlp.BATCH // len(x)))
+        network = mlp.train(x, labels, classes, hidden=settings.hidden, epochs=epochs, seed=settings.seed, progress=tell)
     logits = network.logits(x)
     top = float(network.hidden(x).max()) * _ROOM
     span = (float(logits.min()) * _ROOM, float(logits.max()) * _ROOM)

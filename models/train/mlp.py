@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_runtime.types import Array
 
-_BATCH = 128
+BATCH = 128
 _RATE = 3e-3
 _DECAY = 1e-4
 _NOISE = 0.1
@@ -55,8 +55,8 @@ def train(x: Array, y: Array, classes: int, *, hidden: int, epochs: int, seed: i
     for epoch in range(epochs):
         rate = _RATE * 0.5 * (1 + np.cos(np.pi * epoch / epochs))
         order, losses = rng.permutation(len(x)), []
-        for start in range(0, len(x), _BATCH):
-            rows = order[start : start + _BATCH]
+        for start in range(0, len(x), BATCH):
+            rows = order[start : start + BATCH]
             noisy = x[rows] + _NOISE * rng.standard_normal((len(rows), inputs))
             loss, gradients = _gradients(weights, noisy, targets[rows], balance[rows])
             losses.append(loss)

@@ -164,3 +164,17 @@ def test_cwru_across_loads(trained: str, tested: str, tmp_path: Path, capsys: py
     accuracy = answer["measured"]["accuracy"]
     assert accuracy["float"] - accuracy["int8"] <= 0.5
     assert command(capsys, "score", tmp_path / "bundle", "--data", tmp_path / f"{tested}.npz")["accuracy"] >= 97
+
+
+def test_basic_motions_from_forty_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not (DATA / "basic_motions").is_dir():
+        pytest.skip("needs the BasicMotions recordings beside the checkout")
+    for part in ("TRAIN", "TEST"):
+        windows: dict[str, list[Array]] = {}
+        for line in (DATA / f"basic_motions/BasicMotions_{part}.ts").read_text().splitlines():
+            if line and line[0] not in "#@":
+                *channels, label = line.split(":")
+                windows.setdefault(label, []).append(np.array([channel.split(",") for channel in channels], float))
+        np.savez(tmp_path / f"{part}.npz", **{f"{label}_all": np.stack(found) for label, found in windows.items()})
+    command(capsys, "train", "classify", "--data", tmp_path / "TRAIN.npz", "--out", tmp_path / "bundle")
+    assert command(capsys, "score", tmp_path / "bundle", "--data", tmp_path / "TEST.npz")["accuracy"] >= 97
