@@ -32,10 +32,16 @@ class Case:
     tolerance: float
 
 
-CASES = [Case("onnx", "dense.onnx", 1e-6), Case("litert", "dense_int8.tflite", 0.0625), Case("tflite", "dense_int8.tflite", 0.0625)]
+CASES = [
+    Case("onnx", "dense.onnx", 1e-6),
+    Case("litert", "dense_int8.tflite", 0.0625),
+    Case("litert", "dense_float.tflite", 1e-6),
+    Case("tflite", "dense_int8.tflite", 0.0625),
+    Case("tflite", "dense_float.tflite", 1e-6),
+]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.backend)
+@pytest.fixture(params=CASES, ids=lambda case: f"{case.backend}-{case.model}")
 def case(request: pytest.FixtureRequest) -> Case:
     chosen: Case = request.param
     backend(chosen.backend)
@@ -268,7 +274,7 @@ def test_a_fixed_batch_takes_no_other(shape: tuple[int, ...]) -> None:
     assert refusal.value.reason is RefusalReason.WRONG_SHAPE
 
 
-@pytest.mark.parametrize("name", [case.backend for case in CASES])
+@pytest.mark.parametrize("name", ["onnx", "litert", "tflite"])
 def test_one_whose_library_is_absent_names_the_way_to_install_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     factory = registered()[name].load()
     monkeypatch.setattr(factory, "module", "no_such_library_anywhere")

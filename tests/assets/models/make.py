@@ -1,6 +1,7 @@
 """Makes the small models next to it: `python tests/assets/models/make.py`. Needs onnx and ai-edge-litert; the tests need neither of them.
 
-Both compute y = x W + b on four numbers: `dense.onnx` in float32 with a free batch, `dense_int8.tflite` in INT8 with a free batch.
+Three compute y = x W + b on four numbers: `dense.onnx` in float32 with a free batch, `dense_int8.tflite` in INT8 with a free batch,
+`dense_float.tflite` in float32 with a free batch.
 `per_axis_int8.tflite` hands out its input with a scale of its own per column. `endless.tflite` loops forever when run;
 `recursive.tflite` calls itself without end, so its runtime runs out of stack and dies; `hog.tflite` and `hog.onnx` want 1 GiB when run.
 """
@@ -105,6 +106,19 @@ def dense_tflite() -> None:
     made.save("dense_int8.tflite")
 
 
+def dense_float_tflite() -> None:
+    made = TfliteModel()
+    graph = made.graph()
+    x = made.tensor(graph, "x", [1, 4], tflite.TensorType.FLOAT32, signature=[-1, 4])
+    w = made.tensor(graph, "w", [3, 4], tflite.TensorType.FLOAT32, WEIGHTS)
+    b = made.tensor(graph, "b", [3], tflite.TensorType.FLOAT32, BIAS)
+    y = made.tensor(graph, "y", [1, 3], tflite.TensorType.FLOAT32, signature=[-1, 3])
+    options = tflite.FullyConnectedOptionsT()
+    made.operator(graph, tflite.BuiltinOperator.FULLY_CONNECTED, [x, w, b], [y], tflite.BuiltinOptions.FullyConnectedOptions, options)
+    graph.inputs, graph.outputs = [x], [y]
+    made.save("dense_float.tflite")
+
+
 def per_axis_tflite() -> None:
     made = TfliteModel()
     graph = made.graph()
@@ -194,6 +208,7 @@ def hog_onnx() -> None:
 if __name__ == "__main__":
     dense_onnx()
     dense_tflite()
+    dense_float_tflite()
     per_axis_tflite()
     endless_tflite()
     recursive_tflite()
