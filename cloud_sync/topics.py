@@ -49,6 +49,24 @@ class GatewayTopics:
         return f"{self.root}/dn/ack"
 
     @property
+    def desired(self) -> str:
+        """The signed deployment, retained."""
+        return f"{self.root}/dn/desired"
+
+    @property
+    def meta(self) -> str:
+        """The newest timestamp metadata, retained."""
+        return f"{self.root}/dn/meta"
+
+    @property
+    def blob_request(self) -> str:
+        return f"{self.root}/up/blob/req"
+
+    def blob(self, session: str) -> str:
+        """Where the pieces of one download come."""
+        return f"{self.root}/dn/blob/{session}"
+
+    @property
     def command(self) -> str:
         return f"{self.root}/dn/cmd"
 

@@ -4,7 +4,8 @@
     ├── InputError (ValueError)            what the user gave is wrong: exit code 2
     │   ├── ConfigError                    a gateway file or deployment; carries every Problem found
     │   ├── RuleError                      a rule text that does not parse or does not fit
-    │   └── ModelRefused                   a model that may not serve; `reason` names why
+    │   ├── ModelRefused                   a model that may not serve; `reason` names why
+    │   └── DeploymentRefused              a pushed deployment that is not taken; `reason` names why
     ├── MissingDependency (ImportError)    an optional library; the message holds the install command
     ├── AdapterError (OSError)             hardware or driver failed for good
     │   └── AdapterDisconnected (ConnectionError)   the link is gone; retry with back-off
@@ -85,6 +86,35 @@ class ModelRefused(InputError):
     """A model that may not serve."""
 
     def __init__(self, reason: RefusalReason, message: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason.value}: {message}")
+
+
+class DeploymentReason(StrEnum):
+    """Why a pushed deployment was not taken, or was taken back."""
+
+    MALFORMED = "malformed"
+    UNSIGNED = "unsigned"
+    WRONG_GATEWAY = "wrong_gateway"
+    OLD_REVISION = "old_revision"
+    EXPIRED = "expired"
+    UNKNOWN_MODEL = "unknown_model"  # not signed offline
+    MODEL_UNAVAILABLE = "model_unavailable"  # signed, but could not be fetched in time
+    MODEL_REFUSED = "model_refused"
+    INVALID = "invalid"
+    DOES_NOT_FIT = "does_not_fit"
+    QUARANTINED = "quarantined"
+    UNHEALTHY = "unhealthy"
+    CRASH_LOOP = "crash_loop"
+    NO_SPACE = "no_space"
+    DEADLINE = "deadline"
+    SUPERSEDED = "superseded"
+
+
+class DeploymentRefused(InputError):
+    """A pushed deployment that is not taken; what runs goes on."""
+
+    def __init__(self, reason: DeploymentReason, message: str) -> None:
         self.reason = reason
         super().__init__(f"{reason.value}: {message}")
 

@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from edge_runtime.clock import Clock
-from edge_runtime.types import Array, ChannelInfo, Health, LinkSettings, Priority, ProbeReport, Sample, TensorInfo
+from edge_runtime.types import (
+    Array,
+    ChannelInfo,
+    DesiredDeployment,
+    Health,
+    LinkSettings,
+    Priority,
+    ProbeReport,
+    ReportedDeployment,
+    Sample,
+    TensorInfo,
+)
 
 SampleSink = Callable[[Sample], None]
 """Takes one sample. Called on the event loop; returns at once; never raises."""
@@ -265,8 +276,35 @@ class Uplink(Protocol):
 StateReport = Callable[[], Mapping[str, Any]]
 """What the gateway reports of itself now: `{"ledger": {...}, "status": {...}}`, plain values."""
 
-UplinkFactory = Callable[[LinkSettings, Outbox, Clock, StateReport, Callable[[bool, str], None]], Uplink]
-"""`(settings, outbox, clock, state report, on_link(up, detail))`. Entry point group `edge_runtime.sync_transports`; the entry
+
+class DeploymentHost(Protocol):
+    """The gateway as the sync agent sees it: what it runs, and the door through which a verified deployment comes in.
+
+    Everything here works without a network. Methods run on the event loop.
+    """
+
+    def reported(self) -> ReportedDeployment:
+        """Read back from disk after every change, never from what was asked for."""
+        ...
+
+    def has_model(self, digest: str) -> bool:
+        """Whether the local store holds this bundle."""
+        ...
+
+    async def install_model(self, archive: Path, digest: str) -> None:
+        """Unpacks and verifies a fetched bundle into the store. Raises DeploymentRefused(MODEL_REFUSED | NO_SPACE), nothing left behind."""
+        ...
+
+    async def apply(self, desired: DesiredDeployment) -> ReportedDeployment:
+        """Stages, checks, probes and switches; returns as probation begins (or ends, when it takes no time).
+
+        Offered again with what already runs, it changes nothing. Raises DeploymentRefused, with what ran before still running.
+        """
+        ...
+
+
+UplinkFactory = Callable[[LinkSettings, Outbox, Clock, StateReport, Callable[[bool, str], None], DeploymentHost], Uplink]
+"""`(settings, outbox, clock, state report, on_link(up, detail), host)`. Entry point group `edge_runtime.sync_transports`; the entry
 point's name is the gateway file's `broker.transport`. Raises InputError on settings that cannot work."""
 
 

@@ -220,6 +220,48 @@ class ProbeReport(msgspec.Struct, frozen=True):
     golden_difference: float | None = None
 
 
+class DesiredDeployment(msgspec.Struct, frozen=True):
+    """A deployment that the controller wants here, after its signatures were verified. `document` is its text, as it was signed.
+
+    `models` are the digests of the bundles that it names, each of them signed offline. `digest` is `sha256:<hex>` of the document.
+    """
+
+    revision: int
+    digest: str
+    document: bytes
+    expires_wall_ns: int
+    models: tuple[str, ...] = ()
+
+
+class DeploymentPhase(StrEnum):
+    """Where a deployment stands on this gateway."""
+
+    FACTORY = "factory"  # what the gateway file names; nothing was pushed yet
+    STAGING = "staging"
+    PROBATION = "probation"
+    CONFIRMED = "confirmed"
+    REVERTED = "reverted"
+    REFUSED = "refused"
+
+
+class ReportedDeployment(msgspec.Struct, frozen=True, kw_only=True):
+    """What this gateway runs, read back from its disk, and what became of the last revision that it was offered.
+
+    `running_*` is what decides now. `revision`, `digest`, `phase` and `reason` are of the last one offered.
+    """
+
+    running_revision: int
+    running_digest: str
+    slot: str  # factory, good or candidate
+    revision: int
+    digest: str
+    phase: DeploymentPhase
+    reason: str = ""
+    message: str = ""
+    models: dict[str, str] = {}  # name: digest, as served now
+    quarantined: tuple[str, ...] = ()
+
+
 class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where the controller's broker is and as whom to speak to it. Paths are absolute."""
 
@@ -238,3 +280,7 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     protocol: str = "auto"
     reconnect_max_s: float = 60.0
     max_bytes_per_day: int = 0  # 0: no limit
+    state_dir: str = ""  # where the sync agent keeps the trust metadata and what it is fetching
+    trust_root: str | None = None  # the first root metadata; None: pushed deployments are not taken
+    controller_url: str | None = None  # https://host:port of the controller's API, for renewal and large downloads
+    controller_ca: str | None = None

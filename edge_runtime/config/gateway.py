@@ -68,6 +68,17 @@ class BrokerSpec(_Document, frozen=True, kw_only=True):
     reconnect_max_s: Seconds = 60.0
 
 
+class ControllerSpec(_Document, frozen=True, kw_only=True):
+    """Where the controller's API is and what it is trusted by; `join` writes this. Paths relative to the gateway file.
+
+    Without `trust_root` the gateway sends telemetry and takes no pushed deployments.
+    """
+
+    url: str | None = None
+    ca: str | None = None
+    trust_root: str | None = None
+
+
 class StoreSpec(_Document, frozen=True, kw_only=True):
     """Hard limits of the durable store."""
 
@@ -90,6 +101,7 @@ class GatewayFile(_Document, frozen=True, kw_only=True):
     sensors: dict[Name, SensorBinding] = {}
     actuators: dict[Name, ActuatorBinding] = {}
     broker: BrokerSpec | None = None
+    controller: ControllerSpec = ControllerSpec()
     store: StoreSpec = StoreSpec()
     log: LogSpec = LogSpec()
     deployment: str | None = None  # the factory deployment, relative to this file
