@@ -25,7 +25,7 @@ from edge_runtime.loop import LocalLoop
 from edge_runtime.ports import Actuators, PlatformAdapter, Uplink
 from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, load
 from edge_runtime.service import Notifier
-from edge_runtime.serving import Served, serve, unserved
+from edge_runtime.serving import GraphCache, Served, note_serving, open_models, serve, unserved
 from edge_runtime.store import Store
 from edge_runtime.supervision import AdapterSupervisor, Supervision
 from edge_runtime.types import ChannelInfo, LinkSettings, Notice
@@ -58,6 +58,8 @@ class Gateway:
             reserve_bytes=config.store.reserve_bytes,
             on_notice=self._store_notice,
         )
+        self.models = open_models(state_dir / "models")
+        self._graphs = GraphCache(state_dir / "graphs", config.store.models_max_bytes)
         self.loop = LocalLoop(self.clock, self.store, boot=self.store.boot, on_drop=self.store.count_drop)
         self.adapters: dict[str, PlatformAdapter] = {
             name: load(ADAPTERS, spec.driver)(name, absolute_options(spec.options, config_dir), self.clock)
@@ -114,8 +116,14 @@ class Gateway:
         """Replaces the deployment while readings flow. Raises InputError and changes nothing when it does not fit."""
         async with self._changes:
             served = await self._load_models(deployment, directory)
-            self._configure(deployment, served)
-            self._deployment, self._deployment_dir, self.served = deployment, directory, served
+            try:
+                served.require_all()
+                self._configure(deployment, served)
+            except InputError:
+                served.close()
+                raise
+            before, self._deployment, self._deployment_dir, self.served = self._deployment, deployment, directory, served
+            await self._note_serving(before)
             self._want_channels()
             self._notice("deployment_changed", str(deployment.revision), "")
 
@@ -148,12 +156,27 @@ class Gateway:
         async with self._changes:
             self.served = await self._load_models(self._deployment, self._deployment_dir)
             self._configure(self._deployment, self.served)
+            await self._note_serving(self._deployment)
+
+    async def _note_serving(self, before: Deployment) -> None:
+        """Tells the model store what serves now, so that it keeps this and the one before and clears the rest away."""
+        budget = self.config.store.models_max_bytes
+        gone = await asyncio.to_thread(note_serving, self.models, self._deployment, before, budget)
+        for digest in gone:
+            log.info("model removed digest=%s", digest)
 
     async def _load_models(self, deployment: Deployment, directory: Path) -> Served:
         async def probed(key: str) -> bool:
             return await self.store.get(key) is not None
 
-        served = await serve(deployment, directory, self.state_dir / "models", probed=probed, passed=lambda key: self.store.put(key, b"1"))
+        served = await serve(
+            deployment,
+            directory,
+            self.state_dir / "models",
+            probed=probed,
+            passed=lambda key: self.store.put(key, b"1"),
+            cache=self._graphs,
+        )
         for name, reason in served.refused.items():
             self._notice("model_refused", name, reason)
         return served

@@ -8,10 +8,11 @@ loop: a driver that blocks uses a worker thread of its own.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from edge_runtime.bundle import Bundle
 from edge_runtime.clock import Clock
 from edge_runtime.types import (
     Array,
@@ -160,6 +161,57 @@ class ModelBackend(Protocol):
         `memory_mb` bounds what the model may take on top of the bare runtime. Raises what `load` and `run` raise, and
         ModelRefused(PROBE_CRASHED | PROBE_TIMEOUT | PROBE_MEMORY). Costs about 0.3 s: keep the report by the model's digest.
         """
+        ...
+
+
+@runtime_checkable
+class ChoosesProviders(Protocol):
+    """A backend that computes on more than one execution provider: the CPU, a GPU, an accelerator."""
+
+    def execution_providers(self) -> tuple[str, ...]:
+        """Those of the installed library, best first. Raises MissingDependency."""
+        ...
+
+    def with_providers(self, names: Sequence[str]) -> ModelBackend:
+        """The same backend on these, tried in order for each node. Raises InputError for one that is not here, naming those that are."""
+        ...
+
+
+@runtime_checkable
+class KeepsOptimised(Protocol):
+    """A backend that can keep what it made of a model on this machine, so that the next start is quicker."""
+
+    def with_cache(self, folder: Path, max_bytes: int) -> ModelBackend:
+        """The same backend, keeping at most `max_bytes` in `folder`. A folder that is lost or full costs time only."""
+        ...
+
+
+class ModelFolder(Protocol):
+    """The bundles on this gateway's disk, by digest. Entry point group `edge_runtime.model_stores`, built with its folder. May block."""
+
+    def install(self, source: Path, *, max_bytes: int | None = None, keep: Collection[str] = ()) -> Bundle:
+        """A bundle's folder or tar, verified and copied whole or not at all; one that is there already is left as it is.
+
+        With `max_bytes`, what neither a name uses nor `keep` holds is cleared away to make room. Raises ModelRefused, StoreFull.
+        """
+        ...
+
+    def get(self, digest: str) -> Bundle:
+        """Raises ModelRefused(MISSING), InputError for what is no digest."""
+        ...
+
+    def has(self, digest: str) -> bool: ...
+
+    def use(self, name: str, digest: str) -> None:
+        """From now on `name` serves `digest`; what it served becomes its previous one. Raises ModelRefused(MISSING)."""
+        ...
+
+    def release(self, name: str) -> None:
+        """`name` serves nothing more: neither of its two bundles is held by it."""
+        ...
+
+    def collect(self, max_bytes: int, keep: Collection[str] = ()) -> list[str]:
+        """Deletes the oldest of what neither a name uses nor `keep` holds until the rest fits; returns the digests deleted."""
         ...
 
 

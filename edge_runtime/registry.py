@@ -10,6 +10,7 @@ from edge_runtime.errors import InputError
 
 ADAPTERS = "edge_runtime.adapters"
 MODEL_BACKENDS = "edge_runtime.model_backends"
+MODEL_STORES = "edge_runtime.model_stores"
 SYNC_TRANSPORTS = "edge_runtime.sync_transports"
 COMMANDS = "edge_runtime.commands"
 

@@ -1,4 +1,4 @@
-"""From a deployment's model references to loaded models: resolve, choose the backend, probe in a child, load.
+"""From a deployment's model references to loaded models: resolve, choose the backend, probe in a child, load; then what serves is noted.
 
 A model that is refused never stops the gateway: its name comes back with the refusal, and its pipelines give unknown facts.
 """
@@ -8,22 +8,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_runtime.bundle import find_model, verify
 from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.config.references import declared_labels, resolve_model
-from edge_runtime.errors import InputError, MissingDependency, ModelRefused, RefusalReason
+from edge_runtime.errors import DeploymentReason, DeploymentRefused, InputError, MissingDependency, ModelRefused, RefusalReason
 from edge_runtime.pipeline.runner import ModelHandle
-from edge_runtime.ports import ModelBackend
-from edge_runtime.registry import MODEL_BACKENDS, load, names
+from edge_runtime.ports import ChoosesProviders, KeepsOptimised, ModelBackend, ModelFolder
+from edge_runtime.registry import MODEL_BACKENDS, MODEL_STORES, load, names
 
 log = logging.getLogger(__name__)
 
 Probed = Callable[[str], Awaitable[bool]]
 """Whether a model of that key (digest and backend) has already passed its probe on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCache:
+    """Where backends keep what they made of a model, and the most bytes it may take."""
+
+    folder: Path
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +41,23 @@ class Served:
     handles: Mapping[str, ModelHandle]
     refused: Mapping[str, str]
     labels: Mapping[str, tuple[str, ...]]
+
+    def require_all(self) -> None:
+        """Raises DeploymentRefused(MODEL_REFUSED) naming every model that was refused."""
+        if self.refused:
+            reasons = "; ".join(f"models.{name}: {reason}" for name, reason in self.refused.items())
+            raise DeploymentRefused(DeploymentReason.MODEL_REFUSED, reasons)
+
+    def close(self) -> None:
+        """Lets go of models that will not serve after all."""
+        for handle in self.handles.values():
+            handle.model.close()
+
+
+def open_models(folder: Path) -> ModelFolder:
+    """The model store in a folder of this gateway."""
+    store: ModelFolder = load(MODEL_STORES, "folder")(folder)
+    return store
 
 
 def choose_backend(path: Path, wanted: str | None) -> tuple[str, ModelBackend]:
@@ -58,12 +83,31 @@ def choose_backend(path: Path, wanted: str | None) -> tuple[str, ModelBackend]:
     )
 
 
+def model_backend(path: Path, spec: ModelSpec) -> tuple[str, ModelBackend]:
+    """The backend that a deployment's model runs on, with its execution providers. Raises as `choose_backend`, and InputError for a
+    provider that is not here."""
+    name, backend = choose_backend(path, spec.backend)
+    if not spec.providers:
+        return name, backend
+    if not isinstance(backend, ChoosesProviders):
+        raise InputError(f"backend {name} has no execution providers to choose from; leave `providers` out")
+    return name, backend.with_providers(spec.providers)
+
+
 def unserved(deployment: Deployment, document_dir: Path, store_dir: Path) -> Served:
     """What is known of a deployment's models before any is loaded."""
     return Served({}, {}, declared_labels(deployment, document_dir, store_dir))
 
 
-async def serve(deployment: Deployment, document_dir: Path, store_dir: Path, *, probed: Probed, passed: Callable[[str], None]) -> Served:
+async def serve(
+    deployment: Deployment,
+    document_dir: Path,
+    store_dir: Path,
+    *,
+    probed: Probed,
+    passed: Callable[[str], None],
+    cache: GraphCache | None = None,
+) -> Served:
     """Loads every model of a deployment, off the loop. `passed` remembers a probe so that the next start is quick."""
     handles: dict[str, ModelHandle] = {}
     refused: dict[str, str] = {}
@@ -71,7 +115,7 @@ async def serve(deployment: Deployment, document_dir: Path, store_dir: Path, *, 
     for name, spec in deployment.models.items():
         try:
             path = resolve_model(spec, document_dir, store_dir)
-            handles[name] = await _serve_one(name, spec, path, labels[name], probed, passed)
+            handles[name] = await _serve_one(name, spec, path, labels[name], probed, passed, cache)
         except (InputError, MissingDependency) as err:
             refused[name] = str(err)
             log.error("model refused model=%s reason=%s", name, err)
@@ -79,19 +123,46 @@ async def serve(deployment: Deployment, document_dir: Path, store_dir: Path, *, 
 
 
 async def _serve_one(
-    name: str, spec: ModelSpec, path: Path, labels: tuple[str, ...], probed: Probed, passed: Callable[[str], None]
+    name: str, spec: ModelSpec, path: Path, labels: tuple[str, ...], probed: Probed, passed: Callable[[str], None], cache: GraphCache | None
 ) -> ModelHandle:
+    backend_name, backend = await asyncio.to_thread(model_backend, path, spec)
     digest = await asyncio.to_thread(_verified_digest, path)
     if spec.digest is not None and spec.digest != digest:
         raise ModelRefused(RefusalReason.UNREADABLE, f"{path.name}: expected {spec.digest}, the store holds {digest}; fetch it again")
-    backend_name, backend = choose_backend(path, spec.backend)
-    key = f"probed/{digest}/{backend_name}"
+    key = "/".join(("probed", digest, backend_name, *spec.providers))
     if not await probed(key):
         report = await backend.probe(path)
         log.info("model probed model=%s backend=%s load_ms=%.1f run_ms=%.3f", name, backend_name, report.load_ms, report.run_ms)
         passed(key)
-    model = await asyncio.to_thread(backend.load, path, spec.threads)
+    loading = backend.with_cache(cache.folder, cache.max_bytes) if cache and isinstance(backend, KeepsOptimised) else backend
+    model = await asyncio.to_thread(loading.load, path, spec.threads)
     return ModelHandle(name, digest, labels, model)
+
+
+def note_serving(models: ModelFolder, deployment: Deployment, before: Deployment, max_bytes: int, keep: Collection[str] = ()) -> list[str]:
+    """Marks the bundles that a deployment serves from now on, and clears away what nothing uses, down to `max_bytes`. Blocks.
+
+    Names that only the deployment before had are released; `keep` are digests that other slots name. Returns the digests deleted.
+    Never raises: a store that cannot be written costs room, not service.
+    """
+    try:
+        for name in before.models.keys() - deployment.models.keys():
+            models.release(name)
+        for name, spec in deployment.models.items():
+            if spec.path is None and spec.digest is not None and models.has(spec.digest):
+                models.use(name, spec.digest)
+        return models.collect(max_bytes, {*keep, *named_digests(deployment)})
+    except (OSError, InputError) as err:
+        log.warning("model store not tidied error=%s", err)
+        return []
+
+
+def named_digests(deployment: Deployment) -> set[str]:
+    """Every bundle that a deployment names, canaries too."""
+    named = {spec.digest for spec in deployment.models.values()} | {
+        spec.canary.digest for spec in deployment.models.values() if spec.canary
+    }
+    return {digest for digest in named if digest is not None}
 
 
 def _verified_digest(path: Path) -> str:

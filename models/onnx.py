@@ -78,11 +78,26 @@ class OnnxBackend(InferenceRuntime):
 
         return tuple(onnxruntime.get_available_providers())
 
+    def with_providers(self, names: Sequence[str]) -> OnnxBackend:
+        """See `edge_runtime.ports.ChoosesProviders`."""
+        self._require(names)
+        return OnnxBackend(names, self._cache, self._level)
+
+    def with_cache(self, folder: Path, max_bytes: int) -> OnnxBackend:
+        """See `edge_runtime.ports.KeepsOptimised`."""
+        return OnnxBackend(self._providers, OptimisedCache(folder, max_bytes), self._level)
+
     def save_optimised(self, path: Path, target: Path) -> None:
         """Writes the graph as this backend's level leaves it. Raises what `load` raises."""
         self.import_library()
         onnx_facts(path)
         self._session(path, 1, save=target)
+
+    def _require(self, providers: Sequence[str]) -> None:
+        known = self.execution_providers()
+        absent = [name for name in providers if name not in known]
+        if absent:
+            raise InputError(f"`{absent[0]}` is no execution provider of this {self.runtime()} (it has: {', '.join(known)})")
 
     def _open(self, path: Path, threads: int) -> LoadedModel:
         facts = onnx_facts(path)
@@ -115,10 +130,7 @@ class OnnxBackend(InferenceRuntime):
     def _session(self, path: Path, threads: int, *, level: Level | None = None, save: Path | None = None) -> Any:
         import onnxruntime
 
-        known = onnxruntime.get_available_providers()
-        absent = [name for name in self._providers if name not in known]
-        if absent:
-            raise InputError(f"`{absent[0]}` is no execution provider of this onnxruntime (it has: {', '.join(known)})")
+        self._require(self._providers)
         options = _options(onnxruntime, threads, level or self._level)
         if save is not None:
             options.optimized_model_filepath = str(save)

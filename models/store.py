@@ -1,26 +1,31 @@
 """The models of one gateway on its disk: a folder per bundle, named by digest, put there whole or not at all.
 
-A deployment names a digest; `use` notes which one a name serves and which one it served before, so that neither is cleared away. It loads
-nothing and probes nothing.
+A deployment names a digest; `use` notes which one a name serves and which one it served before, so that neither is cleared away. Several
+processes may share the folder: whoever writes holds its lock. It loads nothing and probes nothing.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from edge_runtime.bundle import MANIFEST, Bundle, find_model, read_bundle, verify
-from edge_runtime.errors import InputError, ModelRefused, RefusalReason
+from edge_runtime.errors import InputError, ModelRefused, RefusalReason, StoreFull
 from models import archive
 
 _IN_USE = "in-use.json"
+_LOCK = ".lock"
+_SCRATCH = ".new-"
 _MAX_STATE_BYTES = 1024 * 1024
+_DIGITS = re.compile(r"[0-9a-f]{64}")
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -41,21 +46,23 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class ModelStore:
-    """The store in a folder, which is made when the first bundle comes. One process at a time writes."""
+    """The store in a folder, which is made when the first bundle comes. See `edge_runtime.ports.ModelFolder`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def install(self, source: Path) -> Bundle:
+    def install(self, source: Path, *, max_bytes: int | None = None, keep: Collection[str] = ()) -> Bundle:
         """A bundle's folder or tar, verified and copied; returns the store's own. One that is there already is left as it is.
 
-        Raises ModelRefused when it is not what its manifest says, OSError (such as a full disk) with nothing left behind.
+        With `max_bytes`, what neither a name uses nor `keep` holds goes first, the oldest before the others. Raises ModelRefused when it
+        is not what its manifest says, StoreFull when it does not fit, OSError (such as a full disk); nothing is left behind then.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self._scratch() as scratch:
+        with self._locked(), self._scratch() as scratch:
             bundle = archive.unpack(source, scratch) if source.is_file() else _copy(source, scratch)
             place = self._place(bundle.digest)
             if not (place / MANIFEST).exists():
+                if max_bytes is not None:
+                    self._make_room(bundle, max_bytes, keep)
                 _sync(scratch)
                 shutil.rmtree(place, ignore_errors=True)
                 scratch.rename(place)
@@ -69,63 +76,109 @@ class ModelStore:
             raise ModelRefused(RefusalReason.MISSING, f"{digest} is not in the model store {self.root}")
         return read_bundle(place)
 
+    def has(self, digest: str) -> bool:
+        """Whether the bundle is here. Raises InputError for what is no digest."""
+        return (self._place(digest) / MANIFEST).is_file()
+
     def entries(self) -> list[Entry]:
         """Every bundle, by name and version. One that is damaged is left out."""
         marks = {digest: mark for use in self._uses().values() for digest, mark in ((use.previous, "previous"), (use.active, "active"))}
         found = []
-        for path in sorted(self.root.glob(f"*/{MANIFEST}")):
+        for path in self._folders():
             try:
-                bundle = read_bundle(path.parent)
+                bundle = read_bundle(path)
             except ModelRefused:
                 continue
             manifest = bundle.manifest
-            found.append(Entry(bundle.digest, manifest.name, manifest.version, _size(path.parent), marks.get(bundle.digest, "")))
+            found.append(Entry(_digest(path), manifest.name, manifest.version, _size(path), marks.get(_digest(path), "")))
         return sorted(found, key=lambda entry: (entry.name, entry.version, entry.digest))
 
     def use(self, name: str, digest: str) -> None:
         """From now on `name` serves `digest`; what it served is the previous one. Raises ModelRefused(MISSING)."""
-        self.get(digest)
-        uses = self._uses()
-        before = uses.get(name)
-        if before is None or before.active != digest:
-            uses[name] = Use(digest, before.active if before else None)
-            self._write(uses)
+        with self._locked():
+            self.get(digest)
+            uses = self._uses()
+            before = uses.get(name)
+            if before is None or before.active != digest:
+                uses[name] = Use(digest, before.active if before else None)
+                self._write(uses)
+
+    def release(self, name: str) -> None:
+        """`name` serves nothing more: neither of its two bundles is held by it."""
+        if self.root.is_dir():
+            with self._locked():
+                uses = self._uses()
+                if uses.pop(name, None) is not None:
+                    self._write(uses)
 
     def revert(self, name: str) -> str:
         """`name` serves its previous digest again; returns it. Raises InputError when there is none."""
-        uses = self._uses()
-        before = uses.get(name)
-        if before is None or before.previous is None:
-            raise InputError(f"`{name}` has no previous model to go back to")
-        uses[name] = Use(before.previous, before.active)
-        self._write(uses)
-        return before.previous
+        with self._locked():
+            uses = self._uses()
+            before = uses.get(name)
+            if before is None or before.previous is None:
+                raise InputError(f"`{name}` has no previous model to go back to")
+            uses[name] = Use(before.previous, before.active)
+            self._write(uses)
+            return before.previous
 
     def remove(self, digest: str) -> None:
         """Deletes a bundle. Raises InputError while a name serves it or served it before, ModelRefused(MISSING)."""
         self.get(digest)
-        for name, use in self._uses().items():
-            if digest in (use.active, use.previous):
-                raise InputError(f"{digest} is the {'active' if digest == use.active else 'previous'} model of `{name}`; replace it first")
-        self._delete(digest)
+        with self._locked():
+            for name, use in self._uses().items():
+                if digest in (use.active, use.previous):
+                    what = "active" if digest == use.active else "previous"
+                    raise InputError(f"{digest} is the {what} model of `{name}`; replace it first")
+            self._delete(digest)
 
-    def collect(self, max_bytes: int) -> list[str]:
-        """Deletes bundles that no name serves or served, the oldest first, until the rest fits; returns their digests."""
-        entries = self.entries()
-        total = sum(entry.size_bytes for entry in entries)
-        spare = [entry for entry in entries if not entry.use]
-        gone = []
-        for entry in sorted(spare, key=lambda entry: self._place(entry.digest).stat().st_mtime_ns):
+    def collect(self, max_bytes: int, keep: Collection[str] = ()) -> list[str]:
+        """Deletes what neither a name uses nor `keep` holds, the oldest first, until the rest fits; returns the digests deleted.
+
+        A damaged bundle that nothing holds counts as the oldest.
+        """
+        if not self.root.is_dir():
+            return []
+        with self._locked():
+            return self._collect(max_bytes, keep)
+
+    def _collect(self, max_bytes: int, keep: Collection[str]) -> list[str]:
+        held = {digest for use in self._uses().values() for digest in (use.active, use.previous)} | set(keep)
+        sizes = {_digest(path): _size(path) for path in self._folders()}
+        total, gone = sum(sizes.values()), []
+        for digest in sorted(sizes.keys() - held, key=self._age):
             if total <= max_bytes:
                 break
-            self._delete(entry.digest)
-            total -= entry.size_bytes
-            gone.append(entry.digest)
+            self._delete(digest)
+            total -= sizes[digest]
+            gone.append(digest)
         return gone
+
+    def _make_room(self, bundle: Bundle, max_bytes: int, keep: Collection[str]) -> None:
+        wanted = _size(bundle.folder)
+        if wanted <= max_bytes:
+            self._collect(max_bytes - wanted, keep)
+        taken = sum(map(_size, self._folders()))
+        if taken + wanted > max_bytes:
+            raise StoreFull(
+                f"{bundle.manifest.name} takes {wanted} bytes; the model store may hold {max_bytes} and {taken} of them are in use. "
+                "Raise store.models_max_bytes in the gateway file, or serve fewer models"
+            )
+
+    def _age(self, digest: str) -> tuple[bool, int]:
+        place = self._place(digest)
+        return (place / MANIFEST).is_file(), place.stat().st_mtime_ns
+
+    def _folders(self) -> list[Path]:
+        """The place of every bundle."""
+        try:
+            return sorted(path for path in self.root.iterdir() if _DIGITS.fullmatch(path.name) and path.is_dir())
+        except OSError:
+            return []
 
     def _place(self, digest: str) -> Path:
         name = digest.removeprefix("sha256:")
-        if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+        if not _DIGITS.fullmatch(name):
             raise InputError(f"expected a digest sha256:<64 hex digits>, got `{digest}`")
         return self.root / name
 
@@ -150,9 +203,22 @@ class ModelStore:
             _sync_folder(self.root)
 
     @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time, of whatever process; what a writer that died has left behind is cleared away."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            for left in self.root.glob(f"{_SCRATCH}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
     def _scratch(self) -> Iterator[Path]:
         """A folder beside the bundles, gone afterwards."""
-        folder = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.root))
         try:
             yield folder
         finally:
@@ -190,3 +256,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _digest(place: Path) -> str:
+    return f"sha256:{place.name}"

@@ -49,6 +49,7 @@ class ModelSpec(_Document, frozen=True, kw_only=True):
     priority: Literal["low", "normal", "high"] = "normal"
     threads: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     canary: CanarySpec | None = None
+    providers: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=100)], ...] = ()  # in order of choice; default: the CPU
 
 
 class WindowSpec(_Document, frozen=True, kw_only=True):

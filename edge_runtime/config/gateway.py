@@ -80,11 +80,12 @@ class ControllerSpec(_Document, frozen=True, kw_only=True):
 
 
 class StoreSpec(_Document, frozen=True, kw_only=True):
-    """Hard limits of the durable store."""
+    """Hard limits of the durable store and of the models on disk."""
 
     max_bytes: Annotated[int, msgspec.Meta(ge=1_048_576)] = 256 * 1024 * 1024
     when_full: Literal["keep_newest", "keep_oldest", "by_priority"] = "by_priority"
     reserve_bytes: Annotated[int, msgspec.Meta(ge=65_536)] = 1024 * 1024
+    models_max_bytes: Annotated[int, msgspec.Meta(ge=1_048_576)] = 1024 * 1024 * 1024  # and as much for optimised graphs
 
 
 class LogSpec(_Document, frozen=True, kw_only=True):
