@@ -35,8 +35,10 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One input or output of the graph. `shape` has -1 for free dimensions.
 
-    With `scale`, real = scale * (stored - zero_point). `channels` names the rows of a window, in order; `rate_hz` is that of a
-    signal; `mean` and `std` (one number, or one a colour) turn a picture's 0..255 into (value - mean) / std.
+    With `scale`, real = scale * (stored - zero_point). `channels` names the rows of a window or the columns of a table, in order, and
+    `units` says their units one by one where they differ from `unit`; `rate_hz` is that of a signal or a sound. Of a picture,
+    `channels` are its colours (default R, G, B), `mean` and `std` (one number, or one a colour) turn 0..255 into (value - mean) / std,
+    and `resize` says what gives way when its sides do not fit.
     """
 
     name: Text
@@ -50,6 +52,8 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: Literal["", "tabular", "signal", "image", "audio"] = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    units: tuple[Text, ...] = ()
+    resize: Literal["stretch", "crop", "pad"] = "stretch"
 
 
 class Golden(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +71,11 @@ class Window(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a model is, needs, was made from and costs. Unknown keys are kept out of the way: newer makers may add some."""
+    """What a model is, needs, was made from and costs. Unknown keys are kept out of the way: newer makers may add some.
+
+    `state` names the output that becomes an input of the next run: such inputs start at zero and are nobody else's. `preprocess` are
+    steps (`edge_runtime.steps`) from a window, a sound or a table to what the graph takes.
+    """
 
     schema: Literal[1]
     name: ModelName
@@ -80,6 +88,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: tuple[Text, ...] = ()
     window: Window | None = None
     preprocess: tuple[Text, ...] = ()
+    state: dict[Text, Text] = {}
     golden: Golden | None = None
     precision: Text = ""
     target: Literal["any", "x86", "arm", "mcu"] = "any"
@@ -130,7 +139,20 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
     if missing or MANIFEST in manifest.files or len(manifest.files) > MAX_FILES:
         what = f"`{missing[0]}` is not" if missing else f"`{MANIFEST}` or more than {MAX_FILES} files are"
         raise ModelRefused(RefusalReason.UNREADABLE, f"{source}: files: {what} in the list; make the bundle again")
+    if manifest.state:
+        _check_state(manifest, source)
     return manifest
+
+
+def _check_state(manifest: Manifest, source: str) -> None:
+    """Each state is one output that feeds one input of its own, and one input is left to the outside."""
+    outputs, inputs = ({port.name for port in ports} for ports in (manifest.outputs, manifest.inputs))
+    fed = list(manifest.state.values())
+    unknown = [name for name in manifest.state if name not in outputs] + [name for name in fed if name not in inputs]
+    if unknown:
+        raise ModelRefused(RefusalReason.UNREADABLE, f"{source}: state: `{unknown[0]}` is no output, or no input, of this manifest")
+    if len(set(fed)) < len(fed) or len(fed) >= len(inputs):
+        raise ModelRefused(RefusalReason.UNREADABLE, f"{source}: state: expected an input of its own for each output and one more for data")
 
 
 def verify(bundle: Bundle) -> None:

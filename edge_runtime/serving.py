@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_runtime.bundle import find_model, verify
+from edge_runtime.bundle import Manifest, find_model, verify
 from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.config.references import declared_labels, resolve_model
 from edge_runtime.errors import DeploymentReason, DeploymentRefused, InputError, MissingDependency, ModelRefused, RefusalReason
+from edge_runtime.pipeline.rows import compose
 from edge_runtime.pipeline.runner import ModelHandle
 from edge_runtime.ports import ChoosesProviders, KeepsOptimised, ModelBackend, ModelFolder
 from edge_runtime.registry import MODEL_BACKENDS, MODEL_STORES, load, names
@@ -126,7 +127,7 @@ async def _serve_one(
     name: str, spec: ModelSpec, path: Path, labels: tuple[str, ...], probed: Probed, passed: Callable[[str], None], cache: GraphCache | None
 ) -> ModelHandle:
     backend_name, backend = await asyncio.to_thread(model_backend, path, spec)
-    digest = await asyncio.to_thread(_verified_digest, path)
+    digest, manifest = await asyncio.to_thread(_verified, path)
     if spec.digest is not None and spec.digest != digest:
         raise ModelRefused(RefusalReason.UNREADABLE, f"{path.name}: expected {spec.digest}, the store holds {digest}; fetch it again")
     key = "/".join(("probed", digest, backend_name, *spec.providers))
@@ -136,7 +137,11 @@ async def _serve_one(
         passed(key)
     loading = backend.with_cache(cache.folder, cache.max_bytes) if cache and isinstance(backend, KeepsOptimised) else backend
     model = await asyncio.to_thread(loading.load, path, spec.threads)
-    return ModelHandle(name, digest, labels, model)
+    try:
+        return ModelHandle(name, digest, labels, compose(model, manifest), manifest.preprocess if manifest else ())
+    except ModelRefused:
+        model.close()
+        raise
 
 
 def note_serving(models: ModelFolder, deployment: Deployment, before: Deployment, max_bytes: int, keep: Collection[str] = ()) -> list[str]:
@@ -165,13 +170,13 @@ def named_digests(deployment: Deployment) -> set[str]:
     return {digest for digest in named if digest is not None}
 
 
-def _verified_digest(path: Path) -> str:
+def _verified(path: Path) -> tuple[str, Manifest | None]:
     """The digest that names a model: its bundle's, after every file of that was compared, else that of the file alone."""
     _, bundle = find_model(path)
     if bundle is None:
-        return file_digest(path)
+        return file_digest(path), None
     verify(bundle)
-    return bundle.digest
+    return bundle.digest, bundle.manifest
 
 
 def file_digest(path: Path) -> str:

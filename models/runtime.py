@@ -11,6 +11,7 @@ from typing import ClassVar, Never
 from edge_runtime.bundle import find_model
 from edge_runtime.errors import InputError, MissingDependency, ModelRefused, RefusalReason
 from edge_runtime.ports import LoadedModel
+from edge_runtime.steps import parse_steps
 from edge_runtime.types import Array, ProbeReport, TensorInfo
 from models.probe import GoldenRuns, probe_async
 from models.screening import screen
@@ -40,6 +41,7 @@ class InferenceRuntime(ABC):
     def load(self, path: Path, threads: int = 1) -> LoadedModel:
         """See `ModelBackend.load`. In the calling process: a model never seen before belongs into `probe` first."""
         screen(path, self.suffixes)
+        require_known_preprocessing(path)
         failures: Failures = (*self.import_library(), *COMMON_FAILURES, OSError)
         try:
             return self._open(path, threads)
@@ -51,6 +53,7 @@ class InferenceRuntime(ABC):
     async def probe(self, path: Path, *, deadline_s: float = 20.0, memory_mb: int = 1024) -> ProbeReport:
         """See `ModelBackend.probe`. A bundle's golden runs are run too: ModelRefused(GOLDEN_MISMATCH) when they come out otherwise."""
         screen(path, self.suffixes)
+        require_known_preprocessing(path)
         golden = GoldenRuns.of(find_model(path)[1])
         backend = f"{type(self).__module__}:{type(self).__qualname__}"
         return await probe_async(path, backend, deadline_s=deadline_s, memory_mb=memory_mb, golden=golden)
@@ -106,6 +109,23 @@ class RuntimeModel(ABC):
     @abstractmethod
     def _invoke(self, feeds: list[Array]) -> list[Array]:
         """One run on checked arrays; the results are the caller's own."""
+
+
+def require_known_preprocessing(path: Path) -> None:
+    """A bundle whose manifest asks for steps that this version does not know would run and give wrong numbers.
+
+    Raises ModelRefused(UNSUPPORTED_FORMAT) naming the step. A manifest that cannot be read is another's to judge.
+    """
+    try:
+        bundle = find_model(path)[1]
+    except ModelRefused:
+        return
+    try:
+        parse_steps(bundle.manifest.preprocess if bundle is not None else ())
+    except InputError as err:
+        raise ModelRefused(
+            RefusalReason.UNSUPPORTED_FORMAT, f"{path.name}: its manifest asks for an {err}; update edge-runtime, or make the bundle again"
+        ) from err
 
 
 class Closed:

@@ -87,7 +87,8 @@ def _bind(plan: Plan, name: str, spec: PipelineSpec, runners: Mapping[int, Runne
     key = id(handle.model)
     known = plan.runners.get(key) or runners.get(key)
     runner = known or Runner(handle.model)
-    binding = Binding(name, handle, parse_steps(spec.preprocess), (len(spec.input), spec.window.size), runner)
+    steps = parse_steps(spec.preprocess or handle.preprocess)
+    binding = Binding(name, handle, steps, (len(spec.input), spec.window.size), runner, hop=spec.window.hop or spec.window.size)
     if known is None:
         runner.warm_up(binding.fit.tensor)
     binding.check_labels()

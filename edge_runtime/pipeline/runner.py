@@ -6,6 +6,9 @@ thread per model, where every pipeline has one place to wait and the latest wind
 A model with labels is a classifier. Whether its first output already holds probabilities is measured once, at load: when it
 sums to 1 within 0.01 (or the rounding of its quantization) for every warm-up input. Otherwise a softmax is applied. A
 multi-label model (independent sigmoids) must be used without labels.
+
+A model with a state (`edge_runtime.recurrence`) keeps one for every pipeline. It starts from zero whenever a window does not follow the
+one inferred before by exactly a hop: after a gap, a window passed over or refused, and a change of the deployment.
 """
 
 from __future__ import annotations
@@ -20,10 +23,14 @@ from math import isfinite
 import numpy as np
 
 from edge_runtime.errors import ModelRefused, RefusalReason
+from edge_runtime.fitting import Fit, fit_input
 from edge_runtime.pipeline.preprocess import SMALL, Chain, NotFinite, Shape, Step, is_finite, output_shape
 from edge_runtime.pipeline.windows import Snapshot
 from edge_runtime.ports import LoadedModel
-from edge_runtime.types import Array, Inference, TensorInfo
+from edge_runtime.recurrence import Stream, Streams
+from edge_runtime.types import Array, Inference
+
+__all__ = ["Binding", "Fit", "ModelHandle", "Runner", "Worker", "fit_input", "softmax", "update_cost"]
 
 WARM_UP_RUNS = 7
 _COST_WEIGHT = 0.05  # of the newest run in the running cost
@@ -34,71 +41,13 @@ _SMALL = 64
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """A loaded model under its deployment name. `labels` empty: not a classifier."""
+    """A loaded model under its deployment name. `labels` empty: not a classifier. `preprocess`: steps that its manifest declares."""
 
     name: str
     digest: str
     labels: tuple[str, ...]
     model: LoadedModel
-
-
-class Fit:
-    """Copies an array of one shape into the model's input tensor. The tensor is reused by the next call."""
-
-    def __init__(self, shape: Shape, tensor_shape: Shape, transposed: bool, dtype: str) -> None:
-        self.tensor: Array = np.zeros(tensor_shape, dtype)
-        self.target: Array = self.tensor.reshape(shape[::-1]).T if transposed else self.tensor.reshape(shape)
-        self.flat: Array = self.tensor.reshape(-1)
-
-    def __call__(self, data: Array) -> Array:
-        self.target[...] = data
-        return self.tensor
-
-
-def fit_input(shape: Shape, info: TensorInfo) -> Fit:
-    """How an array of `shape`, [channels, samples] or [values], becomes the tensor `info`, decided once.
-
-    Tried in this order: as it is, with dimensions of 1 put in or left out ([1,C,N], [C,N,1], [1,C,1,N]); transposed
-    ([1,N,C]); flattened channel after channel ([1,C*N]). Free dimensions (-1) take what is needed.
-    Raises ModelRefused: WRONG_SHAPE with both shapes, WRONG_DTYPE for an integer tensor without a quantization scale.
-    """
-    dense = tuple(size for size in shape if size != 1)
-    for arrangement, transposed in ((dense, False), (dense[::-1], True), ((math.prod(shape),), False)):
-        tensor_shape = _place(arrangement, info.shape)
-        if tensor_shape is not None:
-            return Fit(shape, tensor_shape, transposed, _float_dtype(info))
-    raise ModelRefused(
-        RefusalReason.WRONG_SHAPE,
-        f"the pipeline gives {list(shape)}, the model's input `{info.name}` is {list(info.shape)}; "
-        "change window.size, the input channels or preprocess, or use the model's own window",
-    )
-
-
-def _place(dense: Shape, tensor: Shape) -> Shape | None:
-    """The tensor's shape with `dense` in it, in order, and 1 elsewhere; leading dimensions become 1 first."""
-    if not tensor:
-        return () if not dense else None
-    last = tensor[-1]
-    if dense and last in (-1, dense[-1]):
-        rest = _place(dense[:-1], tensor[:-1])
-        if rest is not None:
-            return (*rest, dense[-1])
-    if last in (-1, 1):
-        rest = _place(dense, tensor[:-1])
-        if rest is not None:
-            return (*rest, 1)
-    return None
-
-
-def _float_dtype(info: TensorInfo) -> str:
-    if info.dtype in ("float16", "float32", "float64"):
-        return info.dtype
-    if info.scale or info.axis_scales:
-        return "float32"
-    raise ModelRefused(
-        RefusalReason.WRONG_DTYPE,
-        f"the model's input `{info.name}` is {info.dtype} without a quantization scale; expected a float input or a quantized one",
-    )
+    preprocess: tuple[str, ...] = ()
 
 
 class Runner:
@@ -107,7 +56,11 @@ class Runner:
     def __init__(self, model: LoadedModel) -> None:
         if len(model.inputs) != 1:
             names = ", ".join(info.name for info in model.inputs)
-            raise ModelRefused(RefusalReason.WRONG_SHAPE, f"a pipeline feeds one input, the model has {len(model.inputs)}: {names}")
+            raise ModelRefused(
+                RefusalReason.WRONG_SHAPE,
+                f"a pipeline feeds one input, the model has {len(model.inputs)}: {names}; "
+                "its bundle's manifest can say which rows of the window each takes (`channels`) and which carry a state (`state`)",
+            )
         self.model = model
         self.cost_ns = 0.0
         self.probabilities = False
@@ -147,9 +100,12 @@ def _sums_to_one(values: Array, tolerance: float) -> bool:
 
 
 class Binding:
-    """One pipeline on one model. `infer` is not thread-safe: the loop calls it, or the model's thread, never both."""
+    """One pipeline on one model. `infer` is not thread-safe: the loop calls it, or the model's thread, never both.
 
-    def __init__(self, pipeline: str, handle: ModelHandle, steps: Sequence[Step], shape: Shape, runner: Runner) -> None:
+    `hop`: samples between two windows that follow each other; only a model with a state asks for it.
+    """
+
+    def __init__(self, pipeline: str, handle: ModelHandle, steps: Sequence[Step], shape: Shape, runner: Runner, *, hop: int = 0) -> None:
         info = handle.model.inputs[0]
         self.fit = fit_input(output_shape(steps, shape), info)
         self.pipeline = pipeline
@@ -161,7 +117,10 @@ class Binding:
         self._flat = self.fit.flat
         self._energy: Callable[[Array], float] = self._flat.dot if self._flat.size <= SMALL else _unknown_energy
         self._inputs = [self.fit.tensor]
-        self._run = handle.model.run
+        self._stream = handle.model.stream() if isinstance(handle.model, Streams) else None
+        self._run = handle.model.run if self._stream is None else self._stream.run
+        self._hop = hop
+        self._next_end = 0
         self._name, self._digest, self._labels = handle.name, handle.digest, handle.labels
 
     def check_labels(self) -> None:
@@ -174,6 +133,8 @@ class Binding:
 
     def infer(self, window: Snapshot, now: Callable[[], int]) -> Inference:
         """One inference; `now` times it in ns. Raises NotFinite, and whatever the model raises."""
+        if self._stream is not None:
+            self._continue(self._stream, window.end)
         if self._plain:
             self._target[...] = window.data
         else:
@@ -183,6 +144,7 @@ class Binding:
         begun = now()
         outputs = self._run(self._inputs)
         latency = now() - begun
+        self._next_end = window.end + self._hop
         values = _flatten(outputs)
         label, score = None, None
         if self._labels:
@@ -194,6 +156,12 @@ class Binding:
             self.pipeline, self._name, self._digest, window.at, window.first_seq, window.last_seq, tuple(values),
             label, score, latency, window.quality,
         )  # fmt: skip
+
+    def _continue(self, stream: Stream, end: int) -> None:
+        """The state goes on only from the window right before; one that then fails leaves none to go on from."""
+        if end != self._next_end:
+            stream.reset()
+        self._next_end = 0
 
     def _classify(self, values: list[float]) -> list[float]:
         if self.runner.probabilities:
@@ -254,7 +222,7 @@ class Worker:
 
     def submit(self, binding: Binding, window: Snapshot, settle: Settle) -> bool:
         """Leaves a copy of the window; `settle` is posted to the loop. True when a window that waited was replaced."""
-        kept = Snapshot(window.data.copy(), window.first_seq, window.last_seq, window.since_ns, window.at, window.quality)
+        kept = Snapshot(window.data.copy(), window.first_seq, window.last_seq, window.since_ns, window.at, window.quality, window.end)
         with self._wake:
             replaced = binding in self._waiting
             self._waiting[binding] = (kept, settle)

@@ -66,7 +66,8 @@ class ChannelTiming:
 class Snapshot(msgspec.Struct, gc=False):
     """One full window. `data` is a view, [channels, size] float32, oldest first, valid until the next push.
 
-    `first_seq` and `since_ns` are of the earliest reading in it, `last_seq` and `at` of the one that completed it.
+    `first_seq` and `since_ns` are of the earliest reading in it, `last_seq` and `at` of the one that completed it. `end` counts the
+    samples since the window began or was last lost: two windows follow each other when their ends are a hop apart.
     """
 
     data: FloatArray
@@ -75,6 +76,7 @@ class Snapshot(msgspec.Struct, gc=False):
     since_ns: int
     at: Timestamp
     quality: Quality
+    end: int = 0
 
 
 OnFull = Callable[[Snapshot], None]
@@ -469,7 +471,7 @@ class Window:
         if self._marks and any(begin < end and stop > start for begin, stop in self._marks):
             quality = _UNCERTAIN
         data = self._buffer[:, start - self._base : end - self._base]
-        return Snapshot(data, first_seq, seq, since_ns, at, quality)
+        return Snapshot(data, first_seq, seq, since_ns, at, quality, end)
 
     def _earliest(self, start: int, seq: int, mono_ns: int) -> tuple[int, int]:
         for lane in self._lanes:

@@ -14,6 +14,7 @@ from edge_runtime.types import Array, FloatArray
 ALL = [
     "standardize", "demean", "detrend", "minmax", "scale(0.5)", "offset(-2)", "clip(-1, 1)", "hann", "rfft_magnitude",
     "rfft_magnitude(log)", "abs", "rms", "log1p", "diff", "flatten", "transpose", "float32",
+    "log_mel(16, 4, 2, 2, 0, 8)", "dct(2)",
 ]  # fmt: skip
 
 
@@ -56,6 +57,37 @@ def test_a_step_computes_what_its_name_says(names: list[str], expected: object) 
     np.testing.assert_array_equal(data, before)
 
 
+def log_mel(x: Array, rate: float, size: int, hop: int, bands: int, low: float, high: float) -> Array:
+    """Frame by frame and band by band, as the definition says it."""
+    points = [700 * (10 ** (m / 2595) - 1) for m in np.linspace(*(2595 * np.log10(1 + np.array([low, high]) / 700)), bands + 2)]
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    rows = []
+    for start in range(0, len(x) - size + 1, hop):
+        power = np.abs(np.fft.rfft(x[start : start + size] * hann)) ** 2
+        row = []
+        for left, middle, right in zip(points, points[1:], points[2:], strict=False):
+            weights = [np.interp(k * rate / size, [left, middle, right], [0, 1, 0], 0, 0) for k in range(size // 2 + 1)]
+            row.append(np.log(1e-6 + float(np.dot(weights, power))))
+        rows.append(row)
+    return np.array(rows)
+
+
+def test_log_mel_frames_follow_their_definition() -> None:
+    data = signal(2, 400)
+    got = run(["log_mel(1600, 64, 40, 8, 20, 700)"], data)
+    expected = np.stack([log_mel(row.astype(np.float64), 1600, 64, 40, 8, 20, 700) for row in data])
+    assert got.shape == (2, 9, 8)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    np.testing.assert_array_equal(run(["log_mel(1600, 64, 40, 8)"], data), run(["log_mel(1600, 64, 40, 8, 20, 800)"], data))
+
+
+def test_the_cosine_transform_keeps_the_energy() -> None:
+    data = signal(1, 16)
+    whole = run(["dct(16)"], data)
+    assert float((whole**2).sum()) == pytest.approx(float((data**2).sum()), rel=1e-5)
+    np.testing.assert_allclose(run(["dct(3)"], data), whole[:, :3], rtol=1e-5, atol=1e-5)
+
+
 def test_detrend_takes_a_straight_line_off() -> None:
     line = np.stack([np.linspace(-3, 9, 50), np.full(50, 7.0)]).astype(np.float32)
     np.testing.assert_allclose(run(["detrend"], line), np.zeros((2, 50)), atol=1e-5)
@@ -77,7 +109,7 @@ def test_the_declared_shape_is_the_real_one(names: list[str], channels: int, sam
     try:
         shape = output_shape(parse_steps(names), data.shape)
     except InputError:
-        assert "diff" in names
+        assert {"diff", "dct(2)", "log_mel(16, 4, 2, 2, 0, 8)"} & set(names)
         return
     result = run(names, data)
     assert result.shape == shape
@@ -134,6 +166,12 @@ def test_the_guard_tells_large_from_infinite(values: list[float], finite: bool) 
         ("rfft_magnitude(db)", "one of: log"),
         ("standardize(2)", "got 1"),
         ("scale(0.5", "unknown"),
+        ("log_mel(16000, 480, 320)", "expected `log_mel(rate_hz, frame, hop, bands[, low_hz, high_hz])`, got 3"),
+        ("log_mel(16000, 480, 320, 40, 20, 9000)", "high <= rate / 2 = 8000 Hz"),
+        ("log_mel(16000, 64, 32, 200)", "bands hold no frequency"),
+        ("log_mel(16000, 1e6, 1, 2)", "from 1 to 8192 as `frame`"),
+        ("log_mel(16000, 400.5, 1, 2)", "whole number"),
+        ("dct(0)", "from 1 to 256"),
     ],
 )
 def test_a_wrong_step_is_named_with_what_to_write(text: str, message: str) -> None:
@@ -150,3 +188,17 @@ def test_every_step_is_listed() -> None:
 def test_a_step_that_cannot_take_its_input_says_so() -> None:
     with pytest.raises(InputError, match=r"`diff` needs at least 2 samples, the input has shape \(2, 1\)"):
         output_shape(parse_steps(["diff"]), (2, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "samples", "message"),
+    [
+        ("log_mel(16000, 480, 320, 40)", 479, "at least one frame of 480 samples"),
+        ("log_mel(16000, 480, 1, 40)", 1_000_000, "more than 16777216 in all; use a longer hop"),
+        ("dct(8)", 7, "keeps 8 coefficients"),
+        ("dct(8)", 9000, "at most 8192 values"),
+    ],
+)
+def test_frames_that_do_not_fit_or_take_too_much_are_refused(text: str, samples: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        output_shape(parse_steps([text]), (1, samples))
