@@ -1,5 +1,6 @@
 """`edge-runtime infer`: one model on files, to see what it says and how fast. Probed in a child process first.
 
+A bundle's manifest says how its inputs are read and which outputs are carried to the next run; such a state begins anew with every file.
 It serves nothing and stores nothing. Exit 1 with a named reason when the model is refused, 2 when an input or label file is wrong.
 """
 
@@ -14,12 +15,15 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from edge_runtime.bundle import find_model
+from edge_runtime.bundle import Manifest, find_model, verify
 from edge_runtime.errors import InputError, ModelRefused
 from edge_runtime.ports import LoadedModel
+from edge_runtime.recurrence import Recurrent, Streams
 from edge_runtime.types import Array, ProbeReport
 from models import inputs, labels, results, zoo
 from models.backends import Choice, choose
+from models.declared import declared_inputs
+from models.feeding import sources
 from models.inputs import Source
 from models.probe import DEADLINE_S, MEMORY_MB
 from models.results import Report, Result
@@ -43,7 +47,9 @@ class Command:
 
     def configure(self, parser: ArgumentParser) -> None:
         parser.add_argument("model", metavar="MODEL", help="a .onnx or .tflite file, a bundle folder, or zoo:NAME")
-        parser.add_argument("--input", nargs="+", type=Path, required=True, metavar="FILE", help=inputs.KNOWN)
+        parser.add_argument(
+            "--input", nargs="+", type=Path, required=True, metavar="FILE", help=f"{inputs.KNOWN}; NAME=FILE for a model of several inputs"
+        )
         parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line, plain or `index name`")
         parser.add_argument("--top", type=_positive, default=5, metavar="N", help="classes shown per run (default: %(default)s)")
         parser.add_argument("--backend", metavar="NAME", help="onnx, litert or tflite (default: the first usable one, which is said)")
@@ -83,6 +89,9 @@ class Command:
 def infer(args: Namespace) -> tuple[Report, Choice]:
     """Probes, loads and runs as the arguments say. Raises ModelRefused, InputError, MissingDependency."""
     path = locate(args.model)
+    _, bundle = find_model(path)
+    if bundle is not None:
+        verify(bundle)
     choice = choose(path, args.backend)
     if choice.others:
         print(f"backend {choice.name} taken (also possible: --backend {' or '.join(choice.others)})", file=sys.stderr)
@@ -91,7 +100,7 @@ def infer(args: Namespace) -> tuple[Report, Choice]:
     model = choice.backend.load(path, args.threads)
     try:
         notes: list[str] = []
-        found = tuple(_results(model, args, names, notes))
+        found = tuple(_results(model, bundle.manifest if bundle else None, args, names, notes))
     finally:
         model.close()
     precision = model.precision if isinstance(model, StatesPrecision) else model.inputs[0].dtype
@@ -114,27 +123,36 @@ def _probe(choice: Choice, path: Path, args: Namespace) -> ProbeReport:
     return asyncio.run(choice.backend.probe(path, deadline_s=args.deadline, memory_mb=args.memory))
 
 
-def _results(model: LoadedModel, args: Namespace, names: list[str], notes: list[str]) -> Iterator[Result]:
+def _results(model: LoadedModel, manifest: Manifest | None, args: Namespace, names: list[str], notes: list[str]) -> Iterator[Result]:
     options = inputs.Options(args.mean, args.scale, args.dtype, args.window, args.hop)
+    runnable = Recurrent(model, manifest.state) if manifest is not None and manifest.state else model
+    declared = declared_inputs(manifest, runnable.inputs) if manifest is not None else {}
     fitted: Sequence[str] | None = None
-    for path in args.input:
-        for source in inputs.read(path, model.inputs, options):
-            if source.note:
-                notes.append(f"{source.name}: {source.note}")
-            for number, given, got, latency_ms in _runs(model, source):
-                if fitted is None:
-                    fitted = labels.fit(names, got[0].size) if names else []
-                run = number if len(source.runs) > 1 else 0
-                yield results.result(source.name, run, latency_ms, given, got, model.outputs, fitted, args.top)
+    for source in sources(args.input, runnable.inputs, declared, options):
+        if source.note:
+            notes.append(f"{source.name}: {source.note}")
+        for number, given, got, latency_ms in _runs(runnable, source):
+            if fitted is None:
+                fitted = labels.fit(names, got[0].size) if names else _own_labels(manifest, got[0].size)
+            run = number if len(source.runs) > 1 else 0
+            yield results.result(source.name, run, latency_ms, given, got, runnable.outputs, fitted, args.top)
+
+
+def _own_labels(manifest: Manifest | None, classes: int) -> Sequence[str]:
+    return manifest.labels if manifest is not None and len(manifest.labels) == classes else []
 
 
 def _runs(model: LoadedModel, source: Source) -> Iterator[tuple[int, Sequence[Array], Sequence[Array], float]]:
-    """Each run of a source with its latency; the very first goes twice, so that none pays for the warm-up."""
+    """Each run of a source with its latency; the very first goes twice, so that none pays for the warm-up. A state starts from zero."""
+    stream = model.stream() if isinstance(model, Streams) else None
+    run = model.run if stream is None else stream.run
     if source.runs:
-        model.run(source.runs[0])
+        run(source.runs[0])
+    if stream is not None:
+        stream.reset()
     for number, given in enumerate(source.runs, 1):
         begin = time.perf_counter()
-        got = model.run(given)
+        got = run(given)
         yield number, given, got, (time.perf_counter() - begin) * 1e3
 
 

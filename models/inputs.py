@@ -5,7 +5,6 @@ It reads and reshapes; quantizing is the loaded model's. A file of K inputs beco
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from edge_runtime.errors import InputError
 from edge_runtime.types import Array, TensorInfo
 from models import images
 from models.sound import read_wav
+from models.tables import TIME_COLUMNS, read_table
 from models.tensors import element_count, is_quantized, numpy_dtype, shape_fits, shape_text
 
 RAW_SUFFIXES = (".bin", ".raw", ".dat", ".f32", ".pcm")
 KNOWN = "pictures, .npy, .npz, .csv, .txt, .wav, " + ", ".join(RAW_SUFFIXES)
-
-_TIME_COLUMNS = frozenset({"t", "time", "timestamp", "datetime", "date"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +58,29 @@ def read(path: Path, inputs: Sequence[TensorInfo], options: Options) -> Iterator
         raise InputError(f"{path}: cannot be read: {err}") from err
 
 
+def as_input(values: Array, tensor: TensorInfo, path: Path) -> Array:
+    """In a dtype that the model takes without losing anything: stored values as they are, others as real numbers. Raises InputError."""
+    dtype = numpy_dtype(tensor)
+    if values.dtype.kind not in "fiub":
+        raise InputError(f"{path}: holds {values.dtype}, not numbers")
+    if values.dtype == dtype:
+        return values
+    if is_quantized(tensor) or dtype.kind == "f":
+        return values.astype(np.float32 if is_quantized(tensor) else dtype)
+    cast = values.astype(dtype)
+    if not np.array_equal(cast, values):
+        raise InputError(f"{path}: holds values that are no {tensor.dtype}; input `{tensor.name}` takes {tensor.dtype}")
+    return cast
+
+
+def raw_values(path: Path, dtype: np.dtype[Any]) -> Array:
+    """Every value of a raw file. Raises InputError when the file is no whole number of them."""
+    content = path.read_bytes()
+    if len(content) % dtype.itemsize:
+        raise InputError(f"{path}: {len(content)} bytes are no whole number of {dtype} values; name another --dtype")
+    return np.frombuffer(content, dtype)
+
+
 def cut(values: Array, tensor: TensorInfo, options: Options) -> tuple[list[Array], str]:
     """`values` as inputs of the model, each of its whole shape, and a note when they are more than one or some were left over."""
     shape = _one_run(tensor.shape)
@@ -81,7 +102,7 @@ def _single(path: Path, tensor: TensorInfo, options: Options) -> Iterator[Source
         yield Source(path.name, [[array]], note)
         return
     for name, values, origin in _arrays(path, suffix, tensor, options):
-        given = _as_input(_shifted(values, options), tensor, path)
+        given = as_input(_shifted(values, options), tensor, path)
         try:
             arrays, note = cut(given, tensor, options)
         except InputError as err:
@@ -95,11 +116,12 @@ def _arrays(path: Path, suffix: str, tensor: TensorInfo, options: Options) -> It
         yield path.name, np.load(path, allow_pickle=False), ""
     elif suffix == ".npz":
         with np.load(path, allow_pickle=False) as archive:
-            names = [tensor.name] if tensor.name in archive.files else [name for name in archive.files if name not in _TIME_COLUMNS]
+            names = [tensor.name] if tensor.name in archive.files else [name for name in archive.files if name not in TIME_COLUMNS]
             for name in names:
                 yield (path.name if len(names) == 1 else f"{path.name}[{name}]"), archive[name], ""
     elif suffix in (".csv", ".txt"):
-        yield path.name, *_csv(path)
+        table = read_table(path)
+        yield path.name, table.values, f"time column `{table.time}` left out" if table.time else ""
     elif suffix == ".wav":
         yield path.name, *read_wav(path)
     elif suffix in RAW_SUFFIXES:
@@ -116,7 +138,7 @@ def _several(path: Path, inputs: Sequence[TensorInfo]) -> Source:
         missing = [tensor.name for tensor in inputs if tensor.name not in archive.files]
         if missing:
             raise InputError(f"{path}: has no array {', '.join(missing)}; the model takes {wanted}")
-        return Source(path.name, [[_as_input(archive[tensor.name], tensor, path) for tensor in inputs]])
+        return Source(path.name, [[as_input(archive[tensor.name], tensor, path) for tensor in inputs]])
 
 
 def _windows(values: Array, tensor: TensorInfo, window: int, hop: int) -> tuple[list[Array], str]:
@@ -168,73 +190,13 @@ def _shifted(values: Array, options: Options) -> Array:
     return (values.astype(np.float32) - mean) / scale
 
 
-def _as_input(values: Array, tensor: TensorInfo, path: Path) -> Array:
-    """In a dtype that the model takes without losing anything: stored values as they are, others as real numbers."""
-    dtype = numpy_dtype(tensor)
-    if values.dtype.kind not in "fiub":
-        raise InputError(f"{path}: holds {values.dtype}, not numbers")
-    if values.dtype == dtype:
-        return values
-    if is_quantized(tensor) or dtype.kind == "f":
-        return values.astype(np.float32 if is_quantized(tensor) else dtype)
-    cast = values.astype(dtype)
-    if not np.array_equal(cast, values):
-        raise InputError(f"{path}: holds values that are no {tensor.dtype}; input `{tensor.name}` takes {tensor.dtype}")
-    return cast
-
-
 def _raw(path: Path, tensor: TensorInfo, options: Options) -> tuple[Array, str]:
-    content = path.read_bytes()
-    dtype = np.dtype(options.dtype) if options.dtype else _raw_dtype(len(content), tensor, options)
-    if len(content) % dtype.itemsize:
-        raise InputError(f"{path}: {len(content)} bytes are no whole number of {dtype} values; name another --dtype")
-    return np.frombuffer(content, dtype), f"{len(content) // dtype.itemsize} raw {dtype} values"
+    dtype = np.dtype(options.dtype) if options.dtype else _raw_dtype(path.stat().st_size, tensor, options)
+    values = raw_values(path, dtype)
+    return values, f"{values.size} raw {dtype} values"
 
 
 def _raw_dtype(size_bytes: int, tensor: TensorInfo, options: Options) -> np.dtype[Any]:
     """float32 when the size is whole inputs (or windows) of it, else the model's own dtype."""
     unit = 1 if options.window is not None or -1 in tensor.shape[1:] else element_count(tensor)
     return np.dtype(np.float32) if size_bytes % (4 * unit) == 0 else numpy_dtype(tensor)
-
-
-def _csv(path: Path) -> tuple[Array, str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        head = file.readline()
-        file.seek(0)
-        delimiter = max(",;\t ", key=head.count)
-        rows = [row for row in csv.reader(file, delimiter=delimiter, skipinitialspace=True) if row]
-    if not rows:
-        raise InputError(f"{path}: is empty")
-    header = rows[0] if _is_header(*rows[:2]) else []
-    body = rows[1:] if header else rows
-    first = 1 if body and _starts_with_time(header, body[0]) else 0
-    values = [_numbers(path, line, row[first:]) for line, row in enumerate(body, 2 if header else 1)]
-    if len({len(row) for row in values}) > 1:
-        raise InputError(f"{path}: rows have different numbers of columns")
-    return np.asarray(values, np.float32), f"time column `{header[0] if header else 1}` left out" if first else ""
-
-
-def _is_header(row: Sequence[str], following: Sequence[str] = ()) -> bool:
-    """A row of names alone, or one that begins with a name and is made otherwise than the row after it."""
-    numeric = [_is_number(cell) for cell in row]
-    return not any(numeric) or (not numeric[0] and bool(following) and numeric != [_is_number(cell) for cell in following])
-
-
-def _starts_with_time(header: Sequence[str], row: Sequence[str]) -> bool:
-    named = bool(header) and header[0].strip().lower() in _TIME_COLUMNS
-    return len(row) > 1 and (named or not _is_number(row[0]))
-
-
-def _numbers(path: Path, line: int, row: Sequence[str]) -> list[float]:
-    try:
-        return [float(cell) for cell in row]
-    except ValueError as err:
-        raise InputError(f"{path}:{line}: {err}") from err
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -64,6 +64,10 @@ class OnnxBackend(InferenceRuntime):
         """The execution providers that sessions are made with, first choice first."""
         return tuple(self._providers)
 
+    def chosen_providers(self) -> tuple[str, ...]:
+        """See `InferenceRuntime.chosen_providers`: the child that probes uses the same."""
+        return self.providers
+
     def runtime(self) -> str:
         """Name and version of the runtime, such as `onnxruntime 1.32.0`."""
         self.import_library()
@@ -97,7 +101,7 @@ class OnnxBackend(InferenceRuntime):
         known = self.execution_providers()
         absent = [name for name in providers if name not in known]
         if absent:
-            raise InputError(f"`{absent[0]}` is no execution provider of this {self.runtime()} (it has: {', '.join(known)})")
+            raise InputError(f"`{absent[0]}` is no execution provider of this onnxruntime (it has: {', '.join(known)})")
 
     def _open(self, path: Path, threads: int) -> LoadedModel:
         facts = onnx_facts(path)

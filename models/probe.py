@@ -37,13 +37,14 @@ class GoldenRuns(msgspec.Struct, frozen=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What the child shall do. `backend` is `module:attribute` of a ModelBackend class."""
+    """What the child shall do. `backend` is `module:attribute` of a ModelBackend class; `providers` are for one that chooses them."""
 
     path: str
     backend: str
     deadline_s: float
     memory_mb: int
     golden: GoldenRuns | None = None
+    providers: tuple[str, ...] = ()
 
 
 def probe(
@@ -58,10 +59,16 @@ def probe(
 
 
 async def probe_async(
-    path: Path, backend: str, *, deadline_s: float = DEADLINE_S, memory_mb: int = MEMORY_MB, golden: GoldenRuns | None = None
+    path: Path,
+    backend: str,
+    *,
+    deadline_s: float = DEADLINE_S,
+    memory_mb: int = MEMORY_MB,
+    golden: GoldenRuns | None = None,
+    providers: tuple[str, ...] = (),
 ) -> ProbeReport:
-    """As `probe`, without blocking the loop. A cancelled call takes its child down with it."""
-    order = Order(str(path), specification(backend), deadline_s, memory_mb, golden)
+    """As `probe`, without blocking the loop, on the execution providers named. A cancelled call takes its child down with it."""
+    order = Order(str(path), specification(backend), deadline_s, memory_mb, golden, providers)
     return msgspec.convert(await confined.run_async(_job(order)), ProbeReport)
 
 

@@ -31,6 +31,8 @@ def main() -> int:
 
 def _try(order: Order) -> ProbeReport:
     backend = build_backend(order.backend)
+    if order.providers:
+        backend = backend.with_providers(order.providers)
     before_mb = limit_memory(order.memory_mb)
     begin = time.perf_counter()
     model: LoadedModel = backend.load(Path(order.path))

@@ -13,6 +13,7 @@ from edge_runtime.errors import InputError, MissingDependency, ModelRefused, Ref
 from edge_runtime.ports import LoadedModel
 from edge_runtime.steps import parse_steps
 from edge_runtime.types import Array, ProbeReport, TensorInfo
+from models.declared import require_fit
 from models.probe import GoldenRuns, probe_async
 from models.screening import screen
 from models.tensors import InputPort, dequantize, fit_all, is_quantized
@@ -54,9 +55,18 @@ class InferenceRuntime(ABC):
         """See `ModelBackend.probe`. A bundle's golden runs are run too: ModelRefused(GOLDEN_MISMATCH) when they come out otherwise."""
         screen(path, self.suffixes)
         require_known_preprocessing(path)
-        golden = GoldenRuns.of(find_model(path)[1])
+        bundle = find_model(path)[1]
         backend = f"{type(self).__module__}:{type(self).__qualname__}"
-        return await probe_async(path, backend, deadline_s=deadline_s, memory_mb=memory_mb, golden=golden)
+        report = await probe_async(
+            path, backend, deadline_s=deadline_s, memory_mb=memory_mb, golden=GoldenRuns.of(bundle), providers=self.chosen_providers()
+        )
+        if bundle is not None:
+            require_fit(bundle.manifest, report.inputs, report.outputs)
+        return report
+
+    def chosen_providers(self) -> tuple[str, ...]:
+        """The execution providers that this backend was told to use; none where there is nothing to choose."""
+        return ()
 
     @abstractmethod
     def import_library(self) -> Failures:

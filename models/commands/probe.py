@@ -14,6 +14,7 @@ from edge_runtime.bundle import find_model, verify
 from edge_runtime.errors import InputError, ModelRefused
 from edge_runtime.types import ProbeReport
 from models.backends import choose
+from models.declared import require_fit
 from models.infer import locate
 from models.inspection.text import tensor_text
 from models.probe import DEADLINE_S, MEMORY_MB, GoldenRuns, probe
@@ -63,7 +64,10 @@ def _probe(args: Namespace) -> ProbeReport:
     if args.golden and golden is None:
         raise InputError(f"--golden: {args.model} has no golden runs; only a bundle that names them in its manifest has")
     choice = choose(Path(path), args.backend)
-    return probe(path, choice.name, deadline_s=args.deadline, memory_mb=args.memory, golden=golden)
+    report = probe(path, choice.name, deadline_s=args.deadline, memory_mb=args.memory, golden=golden)
+    if bundle is not None:
+        require_fit(bundle.manifest, report.inputs, report.outputs)
+    return report
 
 
 def _lines(model: str, report: ProbeReport) -> Iterator[str]:

@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_runtime.bundle import Bundle
+from edge_runtime.bundle import Bundle, Manifest
 from edge_runtime.errors import InputError
 from edge_runtime.ports import LoadedModel
 from edge_runtime.recordings import Recording, canonical, open_recordings
+from edge_runtime.recurrence import Recurrent, Streams
+from edge_runtime.steps import Chain, output_shape, parse_steps
 from edge_runtime.types import Array
 from models.train import labelled
 
@@ -77,7 +79,7 @@ def score_classifier(bundle: Bundle, model: LoadedModel, paths: Sequence[Path]) 
     size = _window(bundle)
     counts = np.zeros((len(labels), len(labels)), np.int64)
     for signal in labelled.read(paths, labels):
-        guess = _run(model, labelled.windows_of(signal, size, size)).argmax(axis=1)
+        guess = _run(bundle, model, labelled.windows_of(signal, size, size)).argmax(axis=1)
         np.add.at(counts, (labels.index(signal.label), guess), 1)
     confusion: list[list[int]] = counts.tolist()
     return ClassifierScore(int(counts.sum()), _percent(int(np.trace(counts)), int(counts.sum()), 3), confusion, labels)
@@ -99,7 +101,7 @@ def _alarms(bundle: Bundle, model: LoadedModel, recording: Recording) -> Array:
         whole = np.isfinite(windows).all(axis=(1, 2))
         found = np.zeros(len(windows), bool)
         if whole.any():
-            found[whole] = _run(model, windows[whole]).argmax(axis=1) == 1
+            found[whole] = _run(bundle, model, windows[whole]).argmax(axis=1) == 1
         alarms[size - 1 :] = found
     return alarms
 
@@ -112,12 +114,31 @@ def _truth(path: Path, recording: Recording, label: str) -> Array:
     return truth
 
 
-def _run(model: LoadedModel, windows: Array) -> Array:
-    shape = model.inputs[0].shape
-    batch = _BATCH if shape and shape[0] == -1 else 1
-    fitted = windows.reshape(-1, *[size if size > 0 else windows.shape[axis] for axis, size in enumerate(shape)][1:])
-    results = [np.array(model.run([fitted[start : start + batch]])[0]) for start in range(0, len(fitted), batch)]
+def _run(bundle: Bundle, model: LoadedModel, windows: Array) -> Array:
+    """The first output of every window [n, channels, size], through the manifest's steps, in their order where a state is carried."""
+    manifest = bundle.manifest
+    prepared = _prepared(manifest, windows)
+    runnable = Recurrent(model, manifest.state) if manifest.state else model
+    run = runnable.stream().run if isinstance(runnable, Streams) else runnable.run
+    shape = runnable.inputs[0].shape
+    batch = _BATCH if shape and shape[0] == -1 and not manifest.state else 1
+    fitted = prepared.reshape(-1, *[size if size > 0 else prepared.shape[axis] for axis, size in enumerate(shape)][1:])
+    results = [np.array(run([fitted[start : start + batch]])[0]) for start in range(0, len(fitted), batch)]
     return np.concatenate(results)
+
+
+def _prepared(manifest: Manifest, windows: Array) -> Array:
+    steps = parse_steps(manifest.preprocess)
+    if not steps:
+        return windows
+    shape = windows.shape[1:]
+    result = np.empty((len(windows), *output_shape(steps, shape)), np.float32)
+    target = np.empty(result.shape[1:], np.float32)
+    chain = Chain(steps, shape, target)
+    for window, into in zip(windows, result, strict=True):
+        chain(window)
+        into[...] = target
+    return result
 
 
 def _window(bundle: Bundle) -> int:
