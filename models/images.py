@@ -40,13 +40,15 @@ class Layout:
     @classmethod
     def of(cls, tensor: TensorInfo) -> Layout:
         """Raises InputError when the input is no picture."""
-        match tensor.shape:
-            case (_, height, width, channels) if channels in _MODES:
-                return cls(height, width, channels)
-            case (_, channels, height, width) if channels in _MODES:
-                return cls(height, width, channels, channels_first=True)
-            case (_, height, width):
-                return cls(height, width, 1, ranked=False)
+        if len(tensor.shape) == 3:
+            return cls(*tensor.shape[1:], 1, ranked=False)
+        if len(tensor.shape) == 4:
+            _, first, middle, last = tensor.shape
+            for counts in ((1, 3), (4,)):
+                if last in counts:
+                    return cls(first, middle, last)
+                if first in counts:
+                    return cls(middle, last, first, channels_first=True)
         raise InputError(
             f"input `{tensor.name}` takes shape {shape_text(tensor.shape)}, which is no picture; give it .npy, .csv or raw values"
         )
