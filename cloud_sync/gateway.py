@@ -11,11 +11,18 @@ from cloud_sync.session import Uplink, UplinkSettings
 from cloud_sync.topics import GatewayTopics
 from edge_runtime.clock import Clock
 from edge_runtime.errors import InputError
-from edge_runtime.ports import Outbox, StateReport
+from edge_runtime.ports import DeploymentHost, Outbox, StateReport
 from edge_runtime.types import LinkSettings
 
 
-def mqtt_uplink(settings: LinkSettings, outbox: Outbox, clock: Clock, state: StateReport, on_link: Callable[[bool, str], None]) -> Uplink:
+def mqtt_uplink(
+    settings: LinkSettings,
+    outbox: Outbox,
+    clock: Clock,
+    state: StateReport,
+    on_link: Callable[[bool, str], None],
+    host: DeploymentHost | None = None,
+) -> Uplink:
     """An uplink that has not connected yet. The gateway's id is its client id. Raises InputError on settings that cannot work."""
     try:
         options = msgspec.convert(

@@ -304,16 +304,19 @@ def _build_uplink(config: GatewayFile, base: Path, gateway: Gateway) -> Uplink |
     broker = config.broker
     if broker is None:
         return None
-    settings = link_settings(broker, config, base, gateway.store.boot, gateway.deployment.sync.telemetry.max_bytes_per_day or 0)
+    daily = gateway.deployment.sync.telemetry.max_bytes_per_day or 0
+    settings = link_settings(broker, config, base, gateway.store.boot, daily, gateway.state_dir)
     uplink: Uplink = load(SYNC_TRANSPORTS, broker.transport)(
-        settings, gateway.store.outbox, gateway.clock, gateway._status.report, gateway.link_changed
+        settings, gateway.store.outbox, gateway.clock, gateway._status.report, gateway.link_changed, gateway
     )
     return uplink
 
 
-def link_settings(broker: BrokerSpec, config: GatewayFile, base: Path, boot: str, max_bytes_per_day: int) -> LinkSettings:
-    """The broker section with absolute paths and the password read. Raises InputError when a file cannot be read."""
-    tls = broker.tls
+def link_settings(
+    broker: BrokerSpec, config: GatewayFile, base: Path, boot: str, max_bytes_per_day: int, state_dir: Path | None = None
+) -> LinkSettings:
+    """The broker and controller sections with absolute paths and the password read. Raises InputError when a file cannot be read."""
+    tls, controller = broker.tls, config.controller
     password = None
     if broker.password_file is not None:
         try:
@@ -336,6 +339,10 @@ def link_settings(broker: BrokerSpec, config: GatewayFile, base: Path, boot: str
         protocol=broker.protocol,
         reconnect_max_s=broker.reconnect_max_s,
         max_bytes_per_day=max_bytes_per_day,
+        state_dir=str(state_dir.absolute()) if state_dir else "",
+        trust_root=str(base / controller.trust_root) if controller.trust_root else None,
+        controller_url=controller.url,
+        controller_ca=str(base / controller.ca) if controller.ca else None,
     )
 
 

@@ -354,6 +354,10 @@ class DeploymentHost(Protocol):
         """
         ...
 
+    async def deployment_changed(self) -> None:
+        """Returns after the next change of what `reported` tells, once that is on disk."""
+        ...
+
 
 UplinkFactory = Callable[[LinkSettings, Outbox, Clock, StateReport, Callable[[bool, str], None], DeploymentHost], Uplink]
 """`(settings, outbox, clock, state report, on_link(up, detail), host)`. Entry point group `edge_runtime.sync_transports`; the entry
