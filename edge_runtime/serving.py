@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,14 +85,18 @@ def choose_backend(path: Path, wanted: str | None) -> tuple[str, ModelBackend]:
 
 
 def model_backend(path: Path, spec: ModelSpec) -> tuple[str, ModelBackend]:
-    """The backend that a deployment's model runs on, with its execution providers. Raises as `choose_backend`, and InputError for a
-    provider that is not here."""
+    """The backend that a deployment's model runs on, with its execution providers. Raises as `choose_backend` and `on_providers`."""
     name, backend = choose_backend(path, spec.backend)
-    if not spec.providers:
-        return name, backend
+    return name, on_providers(name, backend, spec.providers)
+
+
+def on_providers(name: str, backend: ModelBackend, providers: Sequence[str]) -> ModelBackend:
+    """The backend on these execution providers; none leaves it as it is. Raises InputError for one that is not here."""
+    if not providers:
+        return backend
     if not isinstance(backend, ChoosesProviders):
         raise InputError(f"backend {name} has no execution providers to choose from; leave `providers` out")
-    return name, backend.with_providers(spec.providers)
+    return backend.with_providers(providers)
 
 
 def unserved(deployment: Deployment, document_dir: Path, store_dir: Path) -> Served:

@@ -157,7 +157,7 @@ def _standardize() -> _Parts:
     def build(shape: Shape) -> Kernel:
         if len(shape) == 1:
             return _standardize_row
-        return _standardize_rows if shape[0] <= _FEW_ROWS else _standardize_together
+        return _standardize_rows if len(shape) == 2 and shape[0] <= _FEW_ROWS else _standardize_together
 
     return _same, build, True
 

@@ -7,18 +7,18 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_runtime.clock import VirtualClock
 from edge_runtime.config.deployment import Deployment, PipelineSpec
 from edge_runtime.config.gateway import GatewayFile
 from edge_runtime.config.load import decode, read
 from edge_runtime.config.positions import Document, parse_document
-from edge_runtime.config.references import manifest_labels, manifest_preprocess, resolve_model
+from edge_runtime.config.references import manifest_labels, manifest_of, resolve_model
+from edge_runtime.config.trained import mismatches
 from edge_runtime.config.verbs import actions
 from edge_runtime.errors import ConfigError, InputError, MissingDependency, ModelRefused, Problem
 from edge_runtime.pipeline.preprocess import output_shape, parse_steps
-from edge_runtime.pipeline.runner import fit_input
 from edge_runtime.pipeline.triggers import make_trigger
 from edge_runtime.ports import ModelBackend
 from edge_runtime.reasoning.facts import FactType, fact_types
@@ -26,9 +26,11 @@ from edge_runtime.reasoning.language import parse
 from edge_runtime.reasoning.semantics import check as check_condition
 from edge_runtime.reasoning.semantics import check_present
 from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, find, load
-from edge_runtime.serving import choose_backend
-from edge_runtime.types import ProbeReport, TensorInfo
+from edge_runtime.serving import choose_backend, on_providers
+from edge_runtime.types import ProbeReport
 from edge_runtime.units import conversion, parse_unit
+
+T = TypeVar("T")
 
 _LONGEST_WINDOW_S = 3600.0
 _WRONG_TIMES = "this window takes {:.0f} s to fill (at most {:.0f} s); lower `size` or correct `rate_hz`"
@@ -156,8 +158,9 @@ def _check_models(document: Document, deployment: Deployment, base: Path) -> dic
         try:
             path = resolve_model(spec, base)
             labels[name] = spec.labels or manifest_labels(path)
-            _, backend = choose_backend(path, spec.backend)
-            probed = _probe(backend, path)
+            backend_name, backend = choose_backend(path, spec.backend)
+            chosen = _try(document, f"{key}.providers", lambda: on_providers(backend_name, backend, spec.providers))  # noqa: B023 - called at once
+            probed = _probe(chosen or backend, path)
         except MissingDependency as err:
             document.report(key, f"not checked against its pipelines: {err}", fatal=False)
         except ModelRefused as err:
@@ -165,7 +168,7 @@ def _check_models(document: Document, deployment: Deployment, base: Path) -> dic
         except InputError as err:
             document.report(f"{key}.backend", str(err))
         else:
-            _check_fit(document, deployment, name, path, probed.inputs[0])
+            _check_fit(document, deployment, name, path, probed)
     return labels
 
 
@@ -175,21 +178,12 @@ def _probe(backend: ModelBackend, path: Path) -> ProbeReport:
         return thread.submit(lambda: asyncio.run(backend.probe(path))).result()
 
 
-def _check_fit(document: Document, deployment: Deployment, model_name: str, path: Path, tensor: TensorInfo) -> None:
-    """Shapes, and the preprocessing that the model was trained with: another one gives wrong classes without a word."""
-    trained = manifest_preprocess(path)
+def _check_fit(document: Document, deployment: Deployment, model_name: str, path: Path, probed: ProbeReport) -> None:
+    """Shapes, and what the model was made for: other units or preprocessing give wrong classes without a word."""
     for name, spec in deployment.pipelines.items():
         if spec.model == model_name:
-            if trained is not None and trained != spec.preprocess:
-                steps = f"[{', '.join(trained)}]"
-                document.report(f"pipelines.{name}.preprocess", f"the model was trained with {steps}; expected the same here", fatal=False)
-            try:
-                shape = output_shape(parse_steps(spec.preprocess), (len(spec.input), spec.window.size))
-                fit_input(shape, tensor)
-            except ModelRefused as err:
-                document.report(f"pipelines.{name}.window.size", str(err))
-            except InputError:
-                continue  # the preprocessing itself is wrong: reported there
+            for found in mismatches(spec, deployment.sensors, manifest_of(path), probed):
+                document.report(f"pipelines.{name}.{found.key}", found.message, fatal=found.fatal)
 
 
 def _check_pipelines(document: Document, deployment: Deployment, labels: Mapping[str, tuple[str, ...]]) -> dict[str, FactType] | None:
@@ -286,11 +280,12 @@ def _check_bindings(document: Document, deployment: Deployment, gateway: Gateway
 # -- common ---------------------------------------------------------------------------------------------------------------
 
 
-def _try(document: Document, key: str, judge: Callable[[], object]) -> None:
+def _try(document: Document, key: str, judge: Callable[[], T]) -> T | None:
     try:
-        judge()
+        return judge()
     except (InputError, MissingDependency) as err:
         document.report(key, str(err))
+        return None
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:

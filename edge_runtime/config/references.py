@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from edge_runtime.bundle import MANIFEST, Bundle, find_model, read_bundle
+from edge_runtime.bundle import MANIFEST, Bundle, Manifest, find_model, read_bundle
 from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.errors import ModelRefused, RefusalReason
 
@@ -41,10 +41,10 @@ def manifest_labels(path: Path) -> tuple[str, ...]:
     return bundle.manifest.labels if bundle else ()
 
 
-def manifest_preprocess(path: Path) -> tuple[str, ...] | None:
-    """The steps that a model was trained with, or None for a file without a bundle."""
+def manifest_of(path: Path) -> Manifest | None:
+    """The manifest of the bundle that a model file is of, or None for a file by itself."""
     bundle = _bundle_of(path)
-    return bundle.manifest.preprocess if bundle else None
+    return bundle.manifest if bundle else None
 
 
 def zoo_names() -> list[str]:

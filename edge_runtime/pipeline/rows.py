@@ -25,6 +25,38 @@ def compose(model: LoadedModel, manifest: Manifest | None) -> LoadedModel:
     return model
 
 
+def pipeline_input(inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], manifest: Manifest | None) -> TensorInfo:
+    """The one input that a pipeline feeds, from what a probe told. Raises ModelRefused where there is none, or more than one."""
+    composed = compose(_Outline(inputs, outputs), manifest)
+    if len(composed.inputs) != 1:
+        raise several_inputs(composed)
+    return composed.inputs[0]
+
+
+def several_inputs(model: LoadedModel) -> ModelRefused:
+    """The refusal of a model that a window alone does not feed."""
+    names = ", ".join(info.name for info in model.inputs)
+    return ModelRefused(
+        RefusalReason.WRONG_SHAPE,
+        f"a pipeline feeds one input, the model has {len(model.inputs)}: {names}; "
+        "its bundle's manifest can say which rows of the window each takes (`channels`) and which carry a state (`state`)",
+    )
+
+
+class _Outline:
+    """A model of which only the tensors are known."""
+
+    def __init__(self, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        raise ModelRefused(RefusalReason.RUN_FAILED, "it is not loaded")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class Joined:
     """A model of several inputs as one of a single input [rows, values]: the first takes the first rows, and so on."""
 

@@ -25,6 +25,7 @@ import numpy as np
 from edge_runtime.errors import ModelRefused, RefusalReason
 from edge_runtime.fitting import Fit, fit_input
 from edge_runtime.pipeline.preprocess import SMALL, Chain, NotFinite, Shape, Step, is_finite, output_shape
+from edge_runtime.pipeline.rows import several_inputs
 from edge_runtime.pipeline.windows import Snapshot
 from edge_runtime.ports import LoadedModel
 from edge_runtime.recurrence import Stream, Streams
@@ -55,12 +56,7 @@ class Runner:
 
     def __init__(self, model: LoadedModel) -> None:
         if len(model.inputs) != 1:
-            names = ", ".join(info.name for info in model.inputs)
-            raise ModelRefused(
-                RefusalReason.WRONG_SHAPE,
-                f"a pipeline feeds one input, the model has {len(model.inputs)}: {names}; "
-                "its bundle's manifest can say which rows of the window each takes (`channels`) and which carry a state (`state`)",
-            )
+            raise several_inputs(model)
         self.model = model
         self.cost_ns = 0.0
         self.probabilities = False

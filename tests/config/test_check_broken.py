@@ -65,8 +65,13 @@ EXPECTED = {
     "window_too_long.yaml": ["5:pipelines.p.window.size: this window takes 10240 s to fill"],
     "wrong_json.json": ["3:sensors.temp.rate_hz: expected a number > 0 and <= 1e+06, got `fast`"],
     "wrong_shape.yaml": [
-        "5:pipelines.bearing.preprocess: the model was trained with [standardize]",
+        "10:pipelines.bearing.preprocess: the model was trained with [standardize]",
         "7:pipelines.bearing.window.size: wrong_shape: the pipeline gives [1, 1000], the model's input",
+    ],
+    "wrong_provider.yaml": ["4:models.bearing.providers: `NowhereExecutionProvider` is no execution provider of this onnxruntime (it has:"],
+    "wrong_signal.yaml": [
+        "6:pipelines.bearing.input[0]: the model was made for m/s2, `vibration` comes in g; set sensors.vibration.unit: m/s2",
+        "6:pipelines.bearing.input: the model was made for 1600 Hz, `vibration` comes at 800 Hz",
     ],
     "wrong_unit.yaml": ["3:sensors.temp.unit: unknown unit `degc`; did you mean `degC`?"],
 }
