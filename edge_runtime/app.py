@@ -254,7 +254,7 @@ class Gateway:
             await self._reload_asked.wait()
             self._reload_asked.clear()
             try:
-                await self.change(*self._source())
+                await self.change(*await asyncio.to_thread(self._source))
             except InputError as err:
                 log.error("reload refused: %s", err)
                 self._notice("deployment_refused", str(self._deployment.revision), str(err))
