@@ -131,10 +131,10 @@ async def _serve_one(
     name: str, spec: ModelSpec, path: Path, labels: tuple[str, ...], probed: Probed, passed: Callable[[str], None], cache: GraphCache | None
 ) -> ModelHandle:
     backend_name, backend = await asyncio.to_thread(model_backend, path, spec)
-    digest, manifest = await asyncio.to_thread(_verified, path)
+    digest, manifest = await asyncio.to_thread(verified, path)
     if spec.digest is not None and spec.digest != digest:
         raise ModelRefused(RefusalReason.UNREADABLE, f"{path.name}: expected {spec.digest}, the store holds {digest}; fetch it again")
-    key = "/".join(("probed", digest, backend_name, *spec.providers))
+    key = probe_key(spec, digest, backend_name)
     if not await probed(key):
         report = await backend.probe(path)
         log.info("model probed model=%s backend=%s load_ms=%.1f run_ms=%.3f", name, backend_name, report.load_ms, report.run_ms)
@@ -146,6 +146,11 @@ async def _serve_one(
     except ModelRefused:
         model.close()
         raise
+
+
+def probe_key(spec: ModelSpec, digest: str, backend: str) -> str:
+    """Under which a probe that was passed is remembered: the same model on the same backend need not be tried again."""
+    return "/".join(("probed", digest, backend, *spec.providers))
 
 
 def note_serving(models: ModelFolder, deployment: Deployment, before: Deployment, max_bytes: int, keep: Collection[str] = ()) -> list[str]:
@@ -174,7 +179,7 @@ def named_digests(deployment: Deployment) -> set[str]:
     return {digest for digest in named if digest is not None}
 
 
-def _verified(path: Path) -> tuple[str, Manifest | None]:
+def verified(path: Path) -> tuple[str, Manifest | None]:
     """The digest that names a model: its bundle's, after every file of that was compared, else that of the file alone."""
     _, bundle = find_model(path)
     if bundle is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +19,7 @@ from edge_runtime.config.positions import Document, parse_document
 from edge_runtime.config.references import manifest_labels, manifest_of, resolve_model
 from edge_runtime.config.trained import mismatches
 from edge_runtime.config.verbs import actions
-from edge_runtime.errors import ConfigError, InputError, MissingDependency, ModelRefused, Problem
+from edge_runtime.errors import ConfigError, InputError, MissingDependency, ModelRefused, Problem, RefusalReason
 from edge_runtime.pipeline.preprocess import output_shape, parse_steps
 from edge_runtime.pipeline.triggers import make_trigger
 from edge_runtime.ports import ModelBackend
@@ -27,17 +29,21 @@ from edge_runtime.reasoning.semantics import check as check_condition
 from edge_runtime.reasoning.semantics import check_present
 from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, find, load
 from edge_runtime.serving import choose_backend, on_providers
-from edge_runtime.types import ProbeReport
+from edge_runtime.types import ProbeReport, TensorInfo
 from edge_runtime.units import conversion, parse_unit
 
 T = TypeVar("T")
 
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LONGEST_WINDOW_S = 3600.0
 _WRONG_TIMES = "this window takes {:.0f} s to fill (at most {:.0f} s); lower `size` or correct `rate_hz`"
 
 
-def check_files(paths: Iterable[Path], gateway: Path | None = None) -> list[Problem]:
-    """Every problem of the documents, each judged as what it is; a deployment also against `gateway`, when that is given."""
+def check_files(paths: Iterable[Path], gateway: Path | None = None, models: Path | None = None) -> list[Problem]:
+    """Every problem of the documents, each judged as what it is; a deployment also against `gateway`, when that is given.
+
+    `models` is a model store (a folder per bundle, named by digest) in which a deployment's models by digest are looked for.
+    """
     problems: list[Problem] = []
     bound: GatewayFile | None = None
     if gateway is not None:
@@ -46,17 +52,26 @@ def check_files(paths: Iterable[Path], gateway: Path | None = None) -> list[Prob
         except ConfigError as err:
             problems += err.problems
     for path in paths:
-        problems += check_file(path, bound)
+        problems += check_file(path, bound, models)
     return problems
 
 
-def check_file(path: Path, gateway: GatewayFile | None = None) -> list[Problem]:
+def check_file(path: Path, gateway: GatewayFile | None = None, models: Path | None = None) -> list[Problem]:
     """Every problem of one document."""
     try:
         document = parse_document(read(path), str(path))
         if kind_of(document) == "gateway":
-            return _check_gateway(document, path)
-        return _check_deployment(document, path, gateway)
+            return _check_gateway(document, path, models)
+        return _check_deployment(document, path, gateway, models)
+    except ConfigError as err:
+        return list(err.problems)
+
+
+def check_tried(text: bytes, file: str, gateway: GatewayFile, store: Path, reports: Mapping[str, ProbeReport]) -> list[Problem]:
+    """Every problem of a deployment whose models, in the folder `store` or the zoo, were probed here; `reports` by their names."""
+    try:
+        document = parse_document(text, file)
+        return _check_deployment(document, Path(file), gateway, (store, reports))
     except ConfigError as err:
         return list(err.problems)
 
@@ -70,7 +85,7 @@ def kind_of(document: Document) -> str:
 # -- gateway file ---------------------------------------------------------------------------------------------------------
 
 
-def _check_gateway(document: Document, path: Path) -> list[Problem]:
+def _check_gateway(document: Document, path: Path, models: Path | None) -> list[Problem]:
     config = decode(document, GatewayFile)
     for name, spec in config.adapters.items():
         _try(document, f"adapters.{name}.driver", lambda driver=spec.driver: find(ADAPTERS, driver))  # type: ignore[misc]
@@ -85,7 +100,7 @@ def _check_gateway(document: Document, path: Path) -> list[Problem]:
     _check_broker(document, config, path.parent)
     problems = _sorted(document)
     if config.deployment is not None:
-        problems += check_file(path.parent / config.deployment, config)
+        problems += check_file(path.parent / config.deployment, config, models)
     return problems
 
 
@@ -129,46 +144,82 @@ def absolute_options(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
 # -- deployment -----------------------------------------------------------------------------------------------------------
 
 
-def _check_deployment(document: Document, path: Path, gateway: GatewayFile | None) -> list[Problem]:
+def _check_deployment(document: Document, path: Path, gateway: GatewayFile | None, models: Path | None) -> list[Problem]:
     deployment = decode(document, Deployment)
     for name, sensor in deployment.sensors.items():
         _try(document, f"sensors.{name}.unit", lambda unit=sensor.unit: parse_unit(unit))  # type: ignore[misc]
         if sensor.minimum is not None and sensor.maximum is not None and sensor.minimum >= sensor.maximum:
             document.report(f"sensors.{name}.minimum", f"expected less than maximum {sensor.maximum:g}, got {sensor.minimum:g}")
-    labels = _check_models(document, deployment, path.parent)
+    labels = _check_models(document, deployment, path.parent, models)
     _check_actuators(document, deployment)
     facts = _check_pipelines(document, deployment, labels)
     if facts is not None:
-        _check_rules(document, deployment, facts)
+        _check_rules(document, deployment, facts, _unknown_facts(deployment, labels))
     if gateway is not None:
         _check_bindings(document, deployment, gateway)
     return _sorted(document)
 
 
-def _check_models(document: Document, deployment: Deployment, base: Path) -> dict[str, tuple[str, ...]]:
-    """The labels that every model brings itself."""
+def _check_models(document: Document, deployment: Deployment, base: Path, models: Path | None) -> dict[str, tuple[str, ...]]:
+    """The labels of every model that could be looked at."""
     labels: dict[str, tuple[str, ...]] = {}
     for name, spec in deployment.models.items():
         key = f"models.{name}"
         if spec.path is None and spec.digest is None:
             document.report(key, "expected `path` (a file beside this document, or zoo:NAME) or `digest`, got neither")
             continue
-        if spec.path is None:
-            continue  # by digest: whether the store of a gateway has it, is known there
+        stored = spec.path is None
         try:
-            path = resolve_model(spec, base)
+            path = resolve_model(spec, base, models)
             labels[name] = spec.labels or manifest_labels(path)
             backend_name, backend = choose_backend(path, spec.backend)
-            chosen = _try(document, f"{key}.providers", lambda: on_providers(backend_name, backend, spec.providers))  # noqa: B023 - called at once
-            probed = _probe(chosen or backend, path)
+            backend = _try(document, f"{key}.providers", partial(on_providers, backend_name, backend, spec.providers)) or backend
+            probed = _declared(path) if stored else _probe(backend, path)
         except MissingDependency as err:
             document.report(key, f"not checked against its pipelines: {err}", fatal=False)
         except ModelRefused as err:
-            document.report(f"{key}.path", str(err))
+            absent = stored and err.reason is RefusalReason.MISSING
+            where = "digest" if stored else "path"
+            hint = "; checked without it, and rules on its results not at all" if absent and not spec.labels else ""
+            document.report(f"{key}.{where}", f"{err}{hint}", fatal=not absent)
+            labels |= {name: spec.labels} if spec.labels else {}
         except InputError as err:
             document.report(f"{key}.backend", str(err))
         else:
-            _check_fit(document, deployment, name, path, probed)
+            if probed is not None:
+                _check_fit(document, deployment, name, path, probed)
+    return labels
+
+
+def _declared(path: Path) -> ProbeReport | None:
+    """What the manifest of a stored bundle says of its tensors; it was probed when it came, and will be before it serves."""
+    manifest = manifest_of(path)
+    if manifest is None or not manifest.inputs:
+        return None
+    inputs, outputs = (
+        tuple(TensorInfo(p.name, p.shape, p.dtype, p.scale, p.zero_point) for p in ports) for ports in (manifest.inputs, manifest.outputs)
+    )
+    return ProbeReport(backend="", load_ms=0.0, run_ms=0.0, runs=0, rss_mb=0.0, inputs=inputs, outputs=outputs)
+
+
+def _unknown_facts(deployment: Deployment, labels: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
+    """Outputs of pipelines on models that are not here: whether they give classes or numbers is not known."""
+    return frozenset(spec.output for spec in deployment.pipelines.values() if spec.model in deployment.models and spec.model not in labels)
+
+
+def _check_tried_models(
+    document: Document, deployment: Deployment, store: Path, reports: Mapping[str, ProbeReport]
+) -> dict[str, tuple[str, ...]]:
+    labels: dict[str, tuple[str, ...]] = {}
+    for name, spec in deployment.models.items():
+        try:
+            path = resolve_model(spec, store, store)
+        except ModelRefused as err:
+            document.report(f"models.{name}", str(err))
+            continue
+        labels[name] = spec.labels or manifest_labels(path)
+        if name in reports:
+            _check_fit(document, deployment, name, path, reports[name])
     return labels
 
 
@@ -199,8 +250,9 @@ def _check_pipelines(document: Document, deployment: Deployment, labels: Mapping
     except InputError as err:
         document.report("pipelines", str(err))
         return None
+    unknown = _unknown_facts(deployment, labels)
     for name, spec in deployment.pipelines.items():
-        if spec.trigger.when:
+        if spec.trigger.when and not _mentions(spec.trigger.when, unknown):
             when = spec.trigger.when
             _try(document, f"pipelines.{name}.trigger.when", lambda when=when: check_present(parse(when), facts))  # type: ignore[misc]
         if spec.trigger.event and spec.trigger.event not in {rule.rule for rule in deployment.rules}:
@@ -236,15 +288,16 @@ def _check_actuators(document: Document, deployment: Deployment) -> None:
             document.report(f"actuators.{name}.safe_state", _unknown("state", spec.safe_state, spec.states))
 
 
-def _check_rules(document: Document, deployment: Deployment, facts: Mapping[str, FactType]) -> None:
+def _check_rules(document: Document, deployment: Deployment, facts: Mapping[str, FactType], unknown: frozenset[str]) -> None:
     seen: dict[str, int] = {}
     for index, rule in enumerate(deployment.rules):
         key = f"rules[{index}]"
         if rule.rule in seen:
             document.report(f"{key}.rule", f"the name `{rule.rule}` is taken by rules[{seen[rule.rule]}]; rename one of them")
         seen.setdefault(rule.rule, index)
-        _check_text(document, f"{key}.when", rule.when, facts)
-        if rule.until is not None:
+        if not _mentions(rule.when, unknown):
+            _check_text(document, f"{key}.when", rule.when, facts)
+        if rule.until is not None and not _mentions(rule.until, unknown):
             _check_text(document, f"{key}.until", rule.until, facts)
         try:
             for actuator, state in actions(rule.then):
@@ -259,6 +312,10 @@ def _check_action(document: Document, key: str, deployment: Deployment, actuator
         document.report(key, _unknown("actuator", actuator, deployment.actuators))
     elif spec.states and state not in spec.states:
         document.report(key, f"{actuator}: " + _unknown("state", state, spec.states))
+
+
+def _mentions(text: str, names: frozenset[str]) -> bool:
+    return not names.isdisjoint(_WORD.findall(text))
 
 
 def _check_text(document: Document, key: str, text: str, facts: Mapping[str, FactType]) -> None:
