@@ -19,6 +19,7 @@ class Command:
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="gateway files and deployments, YAML or JSON")
         parser.add_argument("--gateway", type=Path, metavar="FILE", help="judge deployments against this gateway file's bindings too")
+        parser.add_argument("--models", type=Path, metavar="DIR", help="where models by digest are: a gateway's STATE/models")
         parser.add_argument("--schema", choices=("gateway", "deployment"), help="print the JSON Schema of a document and exit")
         parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -31,7 +32,7 @@ class Command:
             return 0
         if not args.files:
             raise InputError("check: name at least one FILE, or --schema gateway|deployment")
-        problems = check_files(args.files, args.gateway)
+        problems = check_files(args.files, args.gateway, args.models)
         ok = not any(problem.fatal for problem in problems)
         if args.json:
             rows = [{"file": p.file, "line": p.line, "key": p.key, "message": p.message, "fatal": p.fatal} for p in problems]

@@ -38,7 +38,7 @@ class Command:
 async def _run(config: GatewayFile, path: Path, state_dir: Path) -> None:
     from edge_runtime.app import Gateway
 
-    gateway = Gateway(config, path.parent, partial(read_deployment, config, path), state_dir)
+    gateway = Gateway(config, path.parent, partial(read_deployment, config, path, state_dir / "models"), state_dir)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, gateway.stop)
@@ -46,15 +46,15 @@ async def _run(config: GatewayFile, path: Path, state_dir: Path) -> None:
     await gateway.run()
 
 
-def read_deployment(config: GatewayFile, path: Path) -> tuple[Deployment, Path]:
-    """The factory deployment that the gateway file names, checked against it; an empty one when it names none."""
+def read_deployment(config: GatewayFile, path: Path, models: Path | None = None) -> tuple[Deployment, Path]:
+    """The factory deployment that the gateway file names, checked against it and the models here; an empty one when it names none."""
     from edge_runtime.config.check import check_files
     from edge_runtime.config.load import load_deployment
 
     if config.deployment is None:
         return Deployment(schema=1), path.parent
     document = path.parent / config.deployment
-    problems = [problem for problem in check_files([document], gateway=path) if problem.fatal]
+    problems = [problem for problem in check_files([document], gateway=path, models=models) if problem.fatal]
     if problems:
         raise ConfigError(problems)
     return load_deployment(document), document.parent

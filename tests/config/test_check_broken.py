@@ -14,6 +14,8 @@ from edge_runtime.cli.main import main
 from edge_runtime.config.check import check_file
 from edge_runtime.config.load import parse_deployment, parse_gateway
 from edge_runtime.errors import ConfigError
+from models.store import ModelStore
+from models.zoo import path as zoo_path
 
 BROKEN = Path(__file__).parent / "broken"
 DEMO = Path(__file__).resolve().parents[2] / "edge_runtime/demo/deployment.yaml"
@@ -110,6 +112,22 @@ def test_a_sound_deployment_passes_and_an_unbound_one_does_not(tmp_path: Path, c
     gateway.write_text("schema: 1\ngateway: {id: g}\nadapters: {plant: {driver: simulated}}\n")
     assert main(["check", str(DEMO), "--gateway", str(gateway)]) == 2
     assert "the gateway file binds no channel to `vibration`" in capsys.readouterr().err
+
+
+def test_a_model_by_digest_is_looked_for_in_the_store_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "models"
+    digest = ModelStore(store).install(zoo_path("bearing").parent).digest
+    document = tmp_path / "deployment.yaml"
+    document.write_text(DEMO.read_text().replace('path: "zoo:bearing"', f'digest: "{digest}"'))
+    assert main(["check", str(document), "--models", str(store)]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["check", str(document)]) == 0
+    assert "rules on its results not at all (warning)" in capsys.readouterr().err
+    document.write_text(document.read_text().replace("size: 1024", "size: 1000").replace("close: valve}", "close: vlave}"))
+    assert main(["check", str(document), "--models", str(store)]) == 2
+    err = capsys.readouterr().err
+    assert "pipelines.bearing.window.size: wrong_shape: the pipeline gives [1, 1000]" in err
+    assert "no actuator `vlave`; did you mean `valve`?" in err
 
 
 def test_a_file_that_is_not_there_is_a_problem_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
