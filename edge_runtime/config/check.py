@@ -71,7 +71,7 @@ def check_tried(text: bytes, file: str, gateway: GatewayFile, store: Path, repor
     """Every problem of a deployment whose models, in the folder `store` or the zoo, were probed here; `reports` by their names."""
     try:
         document = parse_document(text, file)
-        return _check_deployment(document, Path(file), gateway, (store, reports))
+        return _check_deployment(document, Path(file), gateway, store, reports)
     except ConfigError as err:
         return list(err.problems)
 
@@ -144,13 +144,16 @@ def absolute_options(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
 # -- deployment -----------------------------------------------------------------------------------------------------------
 
 
-def _check_deployment(document: Document, path: Path, gateway: GatewayFile | None, models: Path | None) -> list[Problem]:
+def _check_deployment(
+    document: Document, path: Path, gateway: GatewayFile | None, models: Path | None, probed: Mapping[str, ProbeReport] | None = None
+) -> list[Problem]:
+    """`probed`: what is known already of its models, by name."""
     deployment = decode(document, Deployment)
     for name, sensor in deployment.sensors.items():
         _try(document, f"sensors.{name}.unit", lambda unit=sensor.unit: parse_unit(unit))  # type: ignore[misc]
         if sensor.minimum is not None and sensor.maximum is not None and sensor.minimum >= sensor.maximum:
             document.report(f"sensors.{name}.minimum", f"expected less than maximum {sensor.maximum:g}, got {sensor.minimum:g}")
-    labels = _check_models(document, deployment, path.parent, models)
+    labels = _check_models(document, deployment, path.parent, models, probed or {})
     _check_actuators(document, deployment)
     facts = _check_pipelines(document, deployment, labels)
     if facts is not None:
@@ -160,7 +163,9 @@ def _check_deployment(document: Document, path: Path, gateway: GatewayFile | Non
     return _sorted(document)
 
 
-def _check_models(document: Document, deployment: Deployment, base: Path, models: Path | None) -> dict[str, tuple[str, ...]]:
+def _check_models(
+    document: Document, deployment: Deployment, base: Path, models: Path | None, known: Mapping[str, ProbeReport]
+) -> dict[str, tuple[str, ...]]:
     """The labels of every model that could be looked at."""
     labels: dict[str, tuple[str, ...]] = {}
     for name, spec in deployment.models.items():
@@ -174,7 +179,7 @@ def _check_models(document: Document, deployment: Deployment, base: Path, models
             labels[name] = spec.labels or manifest_labels(path)
             backend_name, backend = choose_backend(path, spec.backend)
             backend = _try(document, f"{key}.providers", partial(on_providers, backend_name, backend, spec.providers)) or backend
-            probed = _declared(path) if stored else _probe(backend, path)
+            probed = known.get(name) or (_declared(path) if stored else _probe(backend, path))
         except MissingDependency as err:
             document.report(key, f"not checked against its pipelines: {err}", fatal=False)
         except ModelRefused as err:
@@ -205,22 +210,6 @@ def _declared(path: Path) -> ProbeReport | None:
 def _unknown_facts(deployment: Deployment, labels: Mapping[str, tuple[str, ...]]) -> frozenset[str]:
     """Outputs of pipelines on models that are not here: whether they give classes or numbers is not known."""
     return frozenset(spec.output for spec in deployment.pipelines.values() if spec.model in deployment.models and spec.model not in labels)
-
-
-def _check_tried_models(
-    document: Document, deployment: Deployment, store: Path, reports: Mapping[str, ProbeReport]
-) -> dict[str, tuple[str, ...]]:
-    labels: dict[str, tuple[str, ...]] = {}
-    for name, spec in deployment.models.items():
-        try:
-            path = resolve_model(spec, store, store)
-        except ModelRefused as err:
-            document.report(f"models.{name}", str(err))
-            continue
-        labels[name] = spec.labels or manifest_labels(path)
-        if name in reports:
-            _check_fit(document, deployment, name, path, reports[name])
-    return labels
 
 
 def _probe(backend: ModelBackend, path: Path) -> ProbeReport:
