@@ -157,7 +157,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda at: bundle(
             at,
             GRAPH,
-            inputs=(*ZOO.manifest.inputs, Port(name="h", shape=(1,), dtype="float32")),
+            inputs=(*ZOO.manifest.inputs, Port(name="h", shape=(1, 4), dtype="float32")),
             state={"probabilities": "h"},
         ),
         "wrong_shape",
