@@ -4,14 +4,17 @@
 
 Three networks with random weights (`benchmarks.graphs`), quantized per channel to U8S8 QDQ by onnxruntime.quantization. Both forms run
 on our `onnx` backend with one thread and full graph optimisation, in turns; a figure is the best round's median, so that a neighbour's
-noise does not count. A ratio compares two figures of one run. Needs the extra `quantize`.
+noise does not count. A ratio compares two figures of one run. Then a bundle of 5 MB into the store, with its probe, and the models of a
+gateway's start with and without the cache of optimised graphs. Needs the extra `quantize`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
+import shutil
 import statistics
 import sys
 import tempfile
@@ -24,11 +27,16 @@ import numpy as np
 
 from benchmarks import graphs
 from benchmarks.rows import Row, row
-from edge_runtime.bundle import Manifest, write_manifest
+from edge_runtime.bundle import Golden, Manifest, Port, write_manifest
+from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.ports import LoadedModel
+from edge_runtime.serving import GraphCache, Probed, serve
+from models import archive, golden
 from models.onnx import OnnxBackend
 from models.optimised import OptimisedCache
+from models.store import ModelStore
 
+INSTALLS = 5
 ROUND_S = 0.4
 ROUNDS = 8
 NETWORKS: tuple[tuple[str, Callable[[Path], Path], str], ...] = (
@@ -39,13 +47,14 @@ NETWORKS: tuple[tuple[str, Callable[[Path], Path], str], ...] = (
 
 
 def run() -> dict[str, Any]:
-    """Ratios and milliseconds of each network, then the overhead in us."""
+    """Ratios and milliseconds of each network, then the overhead in us, and what installing and starting cost."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, build, target) in enumerate(NETWORKS):
             source = build(Path(folder) / f"network{number}.onnx")
             rows += _speed(name, source, quantize(source), target)
         rows += _overhead(Path(folder) / "network0-int8.onnx")
+        rows += _install(Path(folder) / "network1-int8.onnx")
         rows += _load("MobileNetV2-shaped INT8", Path(folder) / "network1-int8.onnx")
         rows += _load("ResNet-50-shaped float", Path(folder) / "network2.onnx")
     return {"rows": rows}
@@ -121,6 +130,74 @@ def _load(name: str, graph: Path) -> list[Row]:
     cached, plain = OnnxBackend(cache=OptimisedCache(folder / "cache")), OnnxBackend()
     with_cache, without = interleaved([lambda: cached.load(path).close(), lambda: plain.load(path).close()])
     return [row(f"load {name}, from the cache", with_cache * 1e3, "ms", without * 1e3)]
+
+
+def _install(graph: Path) -> list[Row]:
+    """A bundle of 5 MB (graph and two golden runs) from its tar into the store, then its probe; and a gateway's start with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tar = _packed(graph, Path(folder))
+        alone_s, both_s = [], []
+        for number in range(INSTALLS):
+            store = ModelStore(Path(folder) / f"store{number}")
+            begin = time.perf_counter()
+            bundle = store.install(tar, max_bytes=2**30)
+            alone_s.append(time.perf_counter() - begin)
+            asyncio.run(OnnxBackend().probe(bundle.model))
+            both_s.append(time.perf_counter() - begin)
+        size_mb = tar.stat().st_size / 1e6
+        return [
+            row(f"install of a {size_mb:.1f} MB bundle with its probe", min(both_s), "s", None, "< 1"),
+            row("of it unpacking, hashing and fsync", min(alone_s), "s"),
+            *_start(Path(folder), store, bundle.digest),
+        ]
+
+
+def _packed(graph: Path, folder: Path) -> Path:
+    source = folder / "bundle"
+    source.mkdir()
+    path = Path(shutil.copy(graph, source / "model.onnx"))
+    model = OnnxBackend().load(path)
+    golden.record(model, [list(feed.values()) for feed in _noise(path, 2)], source / golden.NAME)
+    ports = [tuple(Port(name=t.name, shape=t.shape, dtype=t.dtype) for t in tensors) for tensors in (model.inputs, model.outputs)]
+    manifest = Manifest(
+        schema=1,
+        name="m",
+        version=0,
+        model=path.name,
+        files={},
+        inputs=ports[0],
+        outputs=ports[1],
+        golden=Golden(file=golden.NAME, tolerance=0.05),
+        license="none",
+    )
+    archive.pack(write_manifest(source, manifest, [path.name, golden.NAME]), folder / "bundle.tar")
+    return folder / "bundle.tar"
+
+
+def _start(folder: Path, store: ModelStore, digest: str) -> list[Row]:
+    """A gateway's models from reference to ready: the very first time, then with the probe remembered, from the cache and without it."""
+    deployment = Deployment(schema=1, models={"m": ModelSpec(digest=digest)})
+    cache = GraphCache(folder / "graphs", 2**30)
+
+    async def known(key: str) -> bool:
+        return True
+
+    async def unknown(key: str) -> bool:
+        return False
+
+    def start(probed: Probed, cache: GraphCache | None) -> None:
+        served = asyncio.run(serve(deployment, folder, store.root, probed=probed, passed=lambda key: None, cache=cache))
+        served.require_all()
+        served.close()
+
+    begin = time.perf_counter()
+    start(unknown, cache)
+    first_s = time.perf_counter() - begin
+    cached_s, plain_s = interleaved([lambda: start(known, cache), lambda: start(known, None)])
+    return [
+        row("gateway start: this model verified and loaded from the cache, without it as reference", cached_s * 1e3, "ms", plain_s * 1e3),
+        row("gateway start: the first time, with the probe", first_s * 1e3, "ms"),
+    ]
 
 
 def _call(model: LoadedModel, feeds: list[Any]) -> Callable[[], Any]:
