@@ -78,6 +78,11 @@ class Graph:
         given = self.quantized(x, *x_range)
         return self.quantized(self.op("Conv", given, self.weight(weight)), *y_range)
 
+    def conv_bias(self, x: str, weight: FloatArray, bias: FloatArray, relu: bool = False, **attributes: Any) -> str:
+        """A convolution of an input that is `quantized`. `weight` is [out, in, ...kernel]; `attributes` are those of the operator."""
+        y = self.op("Conv", x, self.weight(weight), self._bias(x, weight, bias), **attributes)
+        return self.op("Relu", y) if relu else y
+
     def gemm(self, x: str, weight: FloatArray, bias: FloatArray, relu: bool = False) -> str:
         """x W^T + b of an input that is `quantized`. `weight` is [out, in]; with `relu` negative results become 0."""
         y = self.op("Gemm", x, self.weight(weight), self._bias(x, weight, bias), transB=1)
