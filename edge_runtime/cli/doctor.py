@@ -35,6 +35,11 @@ _INT8_FLAGS = {
     "asimddp": "INT8 dot products (Arm dotprod)",
     "i8mm": "INT8 matrix products (Arm i8mm)",
 }
+_ASK_PROVIDERS = """\
+from edge_runtime.registry import MODEL_BACKENDS, load
+def providers(backend):
+    return backend().execution_providers() if hasattr(backend, "execution_providers") else ()
+"""
 _LOW_DISK_BYTES = 512 * 1024 * 1024
 _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
@@ -150,6 +155,18 @@ def _plugins(state: Path) -> Iterator[Finding]:
     yield Finding("systemd", "ok" if systemd else "warn", "running" if systemd else "not running here: start the gateway by other means")
 
 
+def _execution_providers(state: Path) -> Iterator[Finding]:
+    """What `providers` of a deployment's model can name here; asked in a child, for it imports the native library."""
+    for name in names(MODEL_BACKENDS):
+        code = f"{_ASK_PROVIDERS}backend = load(MODEL_BACKENDS, {name!r})\nprint(', '.join(providers(backend)))"
+        try:
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        except subprocess.TimeoutExpired:
+            continue
+        if done.returncode == 0 and done.stdout.strip():  # an absent library is told above
+            yield Finding(f"{name} runs on", "ok", done.stdout.strip())
+
+
 def _collisions(state: Path) -> Iterator[Finding]:
     """Another distribution with a top-level package of one of our names would be imported instead of ours, or ours instead of its."""
     for distribution in distributions():
@@ -171,6 +188,7 @@ _LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _clock,
     _libraries,
     _plugins,
+    _execution_providers,
     _collisions,
 )
 
