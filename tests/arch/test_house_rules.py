@@ -20,6 +20,7 @@ CLIENTS = {
     "tflite_runtime": {"models/tflite.py"},
     "yaml": {"edge_runtime/config/positions.py"},
     "rich": {"edge_runtime/demo/view.py", "models/progress.py"},
+    "sklearn": {"models/zoo/digits/data.py"},
     "torch": {"models/zoo/bearing/train.py"},
 }
 
