@@ -479,3 +479,19 @@ def test_the_zoos_classifier_names_its_classes_and_standardizes_by_itself(printe
     assert "4 windows of 1024 samples every 512; through standardize" in report["notes"][0]
     first, second = (np.array([r["values"] for r in report["results"] if r["input"] == name]) for name in ("a.npy", "b.npy"))
     np.testing.assert_allclose(first, second, atol=0.02)
+
+
+def test_a_score_goes_through_the_manifests_steps(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from edge_runtime.bundle import read_bundle
+    from models.onnx import OnnxBackend
+    from models.train.scoring import result_of
+    from models.zoo import path as zoo_path
+
+    zoo = read_bundle(zoo_path("bearing").parent)
+    signal = np.random.default_rng(1).normal(size=8192) + np.sin(np.arange(8192) / 3)
+    np.savez(tmp_path / "plain.npz", normal_a=signal)
+    np.savez(tmp_path / "scaled.npz", normal_a=signal * 1000 + 5000)
+    scores = [result_of(zoo, OnnxBackend().load(zoo.model), [tmp_path / f"{name}.npz"], "anomaly", 0) for name in ("plain", "scaled")]
+    assert scores[0].windows == 8
+    assert scores[0] == scores[1]

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from edge_runtime.bundle import MANIFEST, Bundle, read_bundle
 from edge_runtime.cli.main import main
 from edge_runtime.config.deployment import ModelSpec
 from edge_runtime.config.references import resolve_model
-from edge_runtime.errors import InputError, ModelRefused
+from edge_runtime.errors import InputError, ModelRefused, StoreFull
 from models.archive import pack, unpack
 from models.store import ModelStore
 from models.zoo import path as zoo_path
@@ -177,3 +179,65 @@ def test_a_bundle_that_fails_its_probe_does_not_stay(
     assert main(["model", "add", str(folder), "--state", str(tmp_path)]) == 2
     assert "golden_mismatch" in capsys.readouterr().err
     assert ModelStore(tmp_path / "models").entries() == []
+
+
+def test_a_bundle_that_does_not_fit_makes_room_or_is_refused(store: ModelStore, version: Callable[[int], Path]) -> None:
+    first, second = (store.install(version(number)).digest for number in (3, 4))
+    size = store.entries()[0].size_bytes
+    os.utime(store.root / first.removeprefix("sha256:"), (1, 1))
+    third = store.install(version(5), max_bytes=2 * size + 100).digest
+    assert {entry.digest for entry in store.entries()} == {second, third}
+    fourth = store.install(version(6), max_bytes=2 * size + 100, keep={second}).digest
+    assert {entry.digest for entry in store.entries()} == {second, fourth}
+    store.use("bearing", fourth)
+    with pytest.raises(StoreFull, match=r"bearing takes \d+ bytes; the model store may hold \d+ and \d+ of them are in use\. Raise store"):
+        store.install(version(7), max_bytes=2 * size + 100, keep={second})
+    assert {entry.digest for entry in store.entries()} == {second, fourth}
+    with pytest.raises(StoreFull):
+        store.install(version(8), max_bytes=10)
+    assert {entry.digest for entry in store.entries()} == {second, fourth}
+
+
+def test_what_a_slot_names_is_kept_and_what_a_name_lets_go_is_not(store: ModelStore, version: Callable[[int], Path]) -> None:
+    digests = [store.install(version(number)).digest for number in (3, 4, 5)]
+    store.use("bearing", digests[0])
+    store.use("bearing", digests[1])
+    assert store.collect(0, keep={digests[2]}) == []
+    store.release("bearing")
+    store.release("nobody")
+    assert set(store.collect(0, keep={digests[2]})) == set(digests[:2])
+    assert store.has(digests[2])
+    assert not store.has(digests[0])
+
+
+def test_what_a_writer_that_died_left_behind_is_no_bundle_and_goes(store: ModelStore, version: Callable[[int], Path]) -> None:
+    store.root.mkdir()
+    left = store.root / ".new-abc"
+    shutil.copytree(version(3), left)
+    assert store.entries() == []
+    store.install(version(4))
+    assert not left.exists()
+    assert [entry.version for entry in store.entries()] == [4]
+
+
+def test_a_damaged_bundle_goes_first(store: ModelStore, version: Callable[[int], Path]) -> None:
+    first, second = (store.install(version(number)).digest for number in (3, 4))
+    os.utime(store.root / first.removeprefix("sha256:"), (1, 1))
+    (store.root / second.removeprefix("sha256:") / MANIFEST).unlink()
+    assert store.collect(store.entries()[0].size_bytes) == [second]
+
+
+def test_writers_of_several_processes_take_turns(store: ModelStore, version: Callable[[int], Path]) -> None:
+    digests = [store.install(version(number)).digest for number in (3, 4)]
+    code = (
+        "import sys; from pathlib import Path; from models.store import ModelStore; store = ModelStore(Path(sys.argv[1]))\n"
+        "for number in range(100): store.use(f'{sys.argv[2]}-{number}', sys.argv[3 + number % 2])"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    children = [subprocess.Popen([sys.executable, "-c", code, str(store.root), name, *digests], cwd=root) for name in ("a", "b", "c")]
+    assert [child.wait(timeout=50) for child in children] == [0, 0, 0]
+    for name in ("a", "b", "c"):
+        for number in range(100):
+            store.use(f"{name}-{number}", digests[number % 2])
+            with pytest.raises(InputError, match="no previous model"):
+                store.revert(f"{name}-{number}")

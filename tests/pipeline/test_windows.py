@@ -30,7 +30,9 @@ class Source:
         self.seq = 0
 
     def _full(self, window: Snapshot) -> None:
-        self.windows.append(Snapshot(window.data.copy(), window.first_seq, window.last_seq, window.since_ns, window.at, window.quality))
+        self.windows.append(
+            Snapshot(window.data.copy(), window.first_seq, window.last_seq, window.since_ns, window.at, window.quality, window.end)
+        )
 
     def say(
         self,
@@ -326,3 +328,13 @@ def test_the_latest_window_ignores_the_hop() -> None:
     assert latest is not None
     assert latest.data.tolist() == [[3, 4]]
     assert latest.last_seq == 5
+
+
+def test_windows_that_follow_each_other_end_a_hop_apart_and_a_gap_starts_the_count_anew() -> None:
+    source = Source(4, 3)
+    for row in range(11):
+        source.say(float(row), row / 10)
+    for row in range(8):
+        source.say(float(row), 60 + row / 10)
+    assert len(source.lost) == 1
+    assert [window.end for window in source.windows] == [4, 7, 10, 4, 7]
