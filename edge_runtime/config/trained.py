@@ -66,6 +66,7 @@ def _signals(spec: PipelineSpec, sensors: Mapping[str, SensorSpec], ports: Seque
             yield Mismatch(
                 f"input[{index}]",
                 f"the model was made for {units[index]}, `{name}` comes in {sensor.unit}; set sensors.{name}.unit: {units[index]}",
+                fatal=False,
             )
         if len(rates) == 1 and abs(sensor.rate_hz / next(iter(rates)) - 1) > _RATE_TOLERANCE:
             made_hz = next(iter(rates))

@@ -71,10 +71,6 @@ EXPECTED = {
         "7:pipelines.bearing.window.size: wrong_shape: the pipeline gives [1, 1000], the model's input",
     ],
     "wrong_provider.yaml": ["4:models.bearing.providers: `NowhereExecutionProvider` is no execution provider of this onnxruntime (it has:"],
-    "wrong_signal.yaml": [
-        "6:pipelines.bearing.input[0]: the model was made for m/s2, `vibration` comes in g; set sensors.vibration.unit: m/s2",
-        "6:pipelines.bearing.input: the model was made for 1600 Hz, `vibration` comes at 800 Hz",
-    ],
     "wrong_unit.yaml": ["3:sensors.temp.unit: unknown unit `degc`; did you mean `degC`?"],
 }
 
@@ -128,6 +124,15 @@ def test_a_model_by_digest_is_looked_for_in_the_store_that_is_named(tmp_path: Pa
     err = capsys.readouterr().err
     assert "pipelines.bearing.window.size: wrong_shape: the pipeline gives [1, 1000]" in err
     assert "no actuator `vlave`; did you mean `valve`?" in err
+
+
+def test_sensors_that_are_not_what_the_model_was_made_for_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = tmp_path / "deployment.yaml"
+    document.write_text(DEMO.read_text().replace("{unit: m/s2, rate_hz: 1600}", "{unit: g, rate_hz: 800}"))
+    assert main(["check", str(document)]) == 0
+    err = capsys.readouterr().err
+    assert "input[0]: the model was made for m/s2, `vibration` comes in g; set sensors.vibration.unit: m/s2 (warning)" in err
+    assert "input: the model was made for 1600 Hz, `vibration` comes at 800 Hz (warning)" in err
 
 
 def test_a_file_that_is_not_there_is_a_problem_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
