@@ -28,11 +28,11 @@ def lines(title: str, series: Sequence[tuple[str, Array]], *, x_label: str = "",
         xs = np.linspace(_LEFT, WIDTH - _RIGHT, len(values)) if len(values) > 1 else np.array([_LEFT])
         points = " ".join(f"{x:.1f},{_y(v, low, high):.1f}" for x, v in zip(xs, values, strict=True) if np.isfinite(v))
         body.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>')
-        body.append(_text(_LEFT + 8 + 150 * index, _TOP + 12, name, colour))
+        body.append(_text(_LEFT + 130 * index, HEIGHT - 8, name, colour))
     if limit:
         y = _y(limit[1], low, high)
         body.append(f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{COLOURS[1]}" stroke-dasharray="6 4"/>')
-        body.append(_text(WIDTH - _RIGHT, y - 4, limit[0], COLOURS[1], "end"))
+        body.append(_text(_LEFT + 8, y - 4, limit[0], COLOURS[1]))
     return _figure(title, body, x_label)
 
 
