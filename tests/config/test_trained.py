@@ -49,7 +49,7 @@ def test_a_pipeline_that_gives_what_was_declared_has_no_mismatch() -> None:
             {"channels": ("a", "b"), "units": ("degF", "l/min")},
             "input[0]",
             "made for degF, `temp` comes in degC; set sensors.temp.unit: degF",
-            True,
+            False,
         ),
         ({"unit": "degC"}, "input[1]", "made for degC, `flow` comes in l/min", False),
         ({"rate_hz": 100.0}, "input", "made for 100 Hz, `temp` comes at 10 Hz", False),
