@@ -15,6 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 CLIENTS = {
     "paho": {"cloud_sync/mqtt.py"},
     "amqtt": {"cloud_sync/controller/broker.py"},
+    "asyncpg": {"cloud_sync/controller/postgres.py"},
     "onnxruntime": {"models/onnx.py", "models/quantize/ptq.py", "models/zoo/bearing/train.py"},
     "ai_edge_litert": {"models/litert.py"},
     "tflite_runtime": {"models/tflite.py"},
