@@ -16,12 +16,20 @@ CLIENTS = {
     "paho": {"cloud_sync/mqtt.py"},
     "amqtt": {"cloud_sync/controller/broker.py"},
     "asyncpg": {"cloud_sync/controller/postgres.py"},
+    "cryptography": {"cloud_sync/controller/signing/keys.py", "cloud_sync/controller/authority.py", "cloud_sync/join.py"},
     "onnxruntime": {"models/onnx.py", "models/quantize/ptq.py", "models/zoo/bearing/train.py"},
     "ai_edge_litert": {"models/litert.py"},
     "tflite_runtime": {"models/tflite.py"},
+    "tuf": {
+        "cloud_sync/trust/judge.py",
+        "cloud_sync/trust/updater.py",
+        "cloud_sync/controller/signing/roles.py",
+        "cloud_sync/controller/signing/repository.py",
+    },
     "yaml": {"edge_runtime/config/positions.py"},
     "rich": {"edge_runtime/demo/view.py", "models/progress.py"},
     "sklearn": {"models/zoo/digits/data.py"},
+    "securesystemslib": {"cloud_sync/controller/signing/keys.py"},
     "torch": {"models/zoo/bearing/train.py"},
 }
 
