@@ -6,9 +6,10 @@ Nothing here waits for the network. An uplink that fails is started again beside
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from edge_runtime.clock import SystemClock
 from edge_runtime.config.check import absolute_options
 from edge_runtime.config.deployment import Deployment
 from edge_runtime.config.gateway import BrokerSpec, GatewayFile
+from edge_runtime.deploy.disk import Disk
+from edge_runtime.deploy.health import Totals, Watch
+from edge_runtime.deploy.incoming import Incoming
+from edge_runtime.deploy.slots import Slots
+from edge_runtime.deploy.updates import FACTORY, Runtime, Updates
 from edge_runtime.errors import EdgeRuntimeError, InputError
 from edge_runtime.loop import LocalLoop
 from edge_runtime.ports import Actuators, PlatformAdapter, Uplink
@@ -28,7 +34,7 @@ from edge_runtime.service import Notifier
 from edge_runtime.serving import GraphCache, Served, note_serving, open_models, serve, unserved
 from edge_runtime.store import Store
 from edge_runtime.supervision import AdapterSupervisor, Supervision
-from edge_runtime.types import ChannelInfo, LinkSettings, Notice
+from edge_runtime.types import ChannelInfo, DesiredDeployment, LinkSettings, Notice, ReportedDeployment
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +48,25 @@ DeploymentSource = Callable[[], tuple[Deployment, Path]]
 
 
 class Gateway:
-    """One gateway process. `run` returns when `stop` was called and what is pending is safe on disk."""
+    """One gateway process. `run` returns when `stop` was called and what is pending is safe on disk.
 
-    def __init__(self, config: GatewayFile, config_dir: Path, source: DeploymentSource, state_dir: Path) -> None:
-        deployment, deployment_dir = source()
+    `source` reads the factory deployment; it is not asked while a pushed one is in force. The gateway is the host of the sync agent
+    (`edge_runtime.ports.DeploymentHost`).
+    """
+
+    def __init__(
+        self, config: GatewayFile, config_dir: Path, source: DeploymentSource, state_dir: Path, *, disk: Disk | None = None
+    ) -> None:
         self.config = config
         self.clock = SystemClock()
         self.state_dir = state_dir
+        self._source = source
+        self._config_dir = config_dir
         self._store_notices: deque[tuple[str, str]] = deque()
+        self.watch = Watch(self._totals, self.clock.monotonic_ns)
+        self.updates = Updates(Slots(state_dir, disk), config, state_dir / "models", self.clock, self.watch, self._runtime())
+        chosen = self.updates.choose()
+        self._deployment, self._deployment_dir = chosen.deployment, chosen.directory
         self.store = Store.open(
             state_dir,
             clock=self.clock,
@@ -59,8 +76,10 @@ class Gateway:
             on_notice=self._store_notice,
         )
         self.models = open_models(state_dir / "models")
+        self._incoming = Incoming(self.models, config.store.models_max_bytes, self.updates.held_models)
         self._graphs = GraphCache(state_dir / "graphs", config.store.models_max_bytes)
         self.loop = LocalLoop(self.clock, self.store, boot=self.store.boot, on_drop=self.store.count_drop)
+        self.watch.listen(self.loop.bus)
         self.adapters: dict[str, PlatformAdapter] = {
             name: load(ADAPTERS, spec.driver)(name, absolute_options(spec.options, config_dir), self.clock)
             for name, spec in config.adapters.items()
@@ -68,9 +87,6 @@ class Gateway:
         self.supervisors = {name: self._supervise(name, adapter) for name, adapter in self.adapters.items()}
         self.served = Served({}, {}, {})
         self.ready = False
-        self._source = source
-        self._deployment = deployment
-        self._deployment_dir = deployment_dir
         self._units: dict[tuple[str, str], str] = {}
         self._stopping = asyncio.Event()
         self._reload_asked = asyncio.Event()
@@ -98,8 +114,10 @@ class Gateway:
         await self._api.start()
         try:
             async with asyncio.TaskGroup() as tasks:
+                await self._begin()
                 self._start(tasks)
                 await self._serve_models()
+                self._tasks.append(tasks.create_task(_eternal(self.updates.run()), name="updates"))
                 self.ready = True
                 self._notifier.ready()
                 log.info("gateway ready gateway=%s boot=%s", self.config.gateway.id, self.store.boot)
@@ -113,26 +131,86 @@ class Gateway:
                 await adapter.close()
 
     async def change(self, deployment: Deployment, directory: Path) -> None:
-        """Replaces the deployment while readings flow. Raises InputError and changes nothing when it does not fit."""
+        """Replaces the factory deployment while readings flow. Raises InputError and changes nothing when it does not fit."""
+        served = await self._load_models(deployment, directory)
+        try:
+            served.require_all()
+            await self._enforce(deployment, directory, served)
+        except InputError:
+            served.close()
+            raise
+        self.updates.reloaded(deployment, directory, served)
+
+    # -- the sync agent's host (ports.DeploymentHost) ---------------------------------------------------------------------
+
+    def reported(self) -> ReportedDeployment:
+        return self.updates.reported()
+
+    def has_model(self, digest: str) -> bool:
+        return self.models.has(digest)
+
+    async def install_model(self, archive: Path, digest: str) -> None:
+        await self._incoming.install(archive, digest)
+
+    async def apply(self, desired: DesiredDeployment) -> ReportedDeployment:
+        try:
+            return await self.updates.apply(desired)
+        finally:
+            self._incoming.settled(desired.models)
+
+    async def deployment_changed(self) -> None:
+        await self.updates.changed()
+
+    def _runtime(self) -> Runtime:
+        return Runtime(
+            load=self._load_models,
+            enforce=self._enforce,
+            factory=self._source,
+            factory_digest=self._factory_digest,
+            has_model=self.has_model,
+            passed=lambda key: self.store.put(key, b"1"),
+            notice=lambda kind, subject, message: self._notice(kind, subject, message),
+            models=lambda: {name: handle.digest for name, handle in self.served.handles.items()},
+        )
+
+    async def _enforce(self, deployment: Deployment, directory: Path, served: Served) -> Mapping[str, str]:
+        """Puts loaded models and their deployment in force. Raises InputError and changes nothing; returns the pipelines refused."""
         async with self._changes:
-            served = await self._load_models(deployment, directory)
-            try:
-                served.require_all()
-                self._configure(deployment, served)
-            except InputError:
-                served.close()
-                raise
+            refused = self._configure(deployment, served)
             before, self._deployment, self._deployment_dir, self.served = self._deployment, deployment, directory, served
             await self._note_serving(before)
             self._want_channels()
             self._notice("deployment_changed", str(deployment.revision), "")
+            return refused
+
+    def _totals(self) -> Totals:
+        counters = self.loop.flow.counters
+        return Totals(counters.inferences + counters.features, counters.errors, counters.overruns, counters.hangs)
+
+    def _factory_digest(self) -> str:
+        if self.config.deployment is None:
+            return ""
+        try:
+            return "sha256:" + hashlib.sha256((self._config_dir / self.config.deployment).read_bytes()).hexdigest()
+        except OSError:
+            return ""
 
     # -- start ------------------------------------------------------------------------------------------------------------
 
-    def _start(self, tasks: asyncio.TaskGroup) -> None:
-        self.served = unserved(self._deployment, self._deployment_dir, self.state_dir / "models")
-        self._configure(self._deployment, self.served)
+    async def _begin(self) -> None:
+        """The best slot whose rules and units fit; its models are not loaded yet."""
+        chosen = await self.updates.begin()
+        while True:
+            self._deployment, self._deployment_dir = chosen.deployment, chosen.directory
+            self.served = unserved(self._deployment, self._deployment_dir, self.state_dir / "models")
+            try:
+                self._configure(self._deployment, self.served)
+                break
+            except InputError as err:
+                chosen = await self.updates.pass_over(err)
         self._want_channels()
+
+    def _start(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = [
             tasks.create_task(_eternal(job), name=name)
             for name, job in (
@@ -155,13 +233,15 @@ class Gateway:
         """Models are loaded while sensing has already begun; until then their facts are unknown."""
         async with self._changes:
             self.served = await self._load_models(self._deployment, self._deployment_dir)
-            self._configure(self._deployment, self.served)
+            refused = self._configure(self._deployment, self.served)
             await self._note_serving(self._deployment)
+        await self.updates.loaded(self.served, refused)
 
     async def _note_serving(self, before: Deployment) -> None:
         """Tells the model store what serves now, so that it keeps this and the one before and clears the rest away."""
         budget = self.config.store.models_max_bytes
-        gone = await asyncio.to_thread(note_serving, self.models, self._deployment, before, budget)
+        held = self.updates.held_models() | self._incoming.fresh
+        gone = await asyncio.to_thread(note_serving, self.models, self._deployment, before, budget, held)
         for digest in gone:
             log.info("model removed digest=%s", digest)
 
@@ -181,11 +261,12 @@ class Gateway:
             self._notice("model_refused", name, reason)
         return served
 
-    def _configure(self, deployment: Deployment, served: Served) -> None:
+    def _configure(self, deployment: Deployment, served: Served) -> Mapping[str, str]:
         outputs = self._outputs(deployment)
         refused = self.loop.configure(deployment, self.config.sensors, self._units, served.handles, served.labels, outputs)
         for subject, reason in refused.items():
             self._notice("refused", subject, reason)
+        return refused
 
     def _outputs(self, deployment: Deployment) -> dict[str, Output]:
         outputs: dict[str, Output] = {}
@@ -253,6 +334,10 @@ class Gateway:
         while True:
             await self._reload_asked.wait()
             self._reload_asked.clear()
+            if self.updates.running.slot != FACTORY:
+                log.warning("reload refused: revision %d was pushed and is in force", self._deployment.revision)
+                self._notice("deployment_refused", "factory", f"revision {self._deployment.revision} was pushed and is in force")
+                continue
             try:
                 await self.change(*await asyncio.to_thread(self._source))
             except InputError as err:
@@ -274,6 +359,7 @@ class Gateway:
         await self.loop.actuation.stop(safe=self.config.on_stop == "safe")
         await _cancel(self._sensing)
         self.store.put("rules", self.loop.snapshot())
+        await self.updates.stop()
         await self.store.flush()
         if self.uplink is not None and self.uplink.up:
             await self._drain(_DRAIN_S)

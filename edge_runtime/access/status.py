@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from edge_runtime import __version__
@@ -59,6 +60,7 @@ class StatusReport:
         now_ns = gateway.clock.monotonic_ns()
         return {
             **self._summary(),
+            "slots": self._slots(),
             "boot": gateway.store.boot,
             "ready": gateway.ready,
             "uptime_s": (now_ns - self._begun_ns) / 1e9,
@@ -79,13 +81,23 @@ class StatusReport:
             "gateway": gateway.config.gateway.id,
             "tenant": gateway.config.gateway.tenant,
             "version": __version__,
-            "deployment": {"revision": gateway.deployment.revision},
+            "deployment": msgspec.to_builtins(gateway.reported()),
             "models": {
                 "served": {name: handle.digest for name, handle in gateway.served.handles.items()},
                 "refused": dict(gateway.served.refused),
             },
             "rules": {"active": sorted(gateway.loop.engine.active), "decisions": [d.id for d in self._decisions]},
         }
+
+    def _slots(self) -> dict[str, Any]:
+        """What every slot holds, and how far a probation has come."""
+        state, factory = self._gateway.updates.state, self._gateway.config.deployment
+        held = {
+            name: {"revision": kept.revision, "digest": kept.digest}
+            for name, kept in (("good", state.good), ("candidate", state.candidate))
+            if kept is not None
+        }
+        return {"factory": factory, **held, "probation": self._gateway.updates.probation()}
 
     def _link(self) -> dict[str, Any]:
         if self._gateway.uplink is None:

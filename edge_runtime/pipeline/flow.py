@@ -50,6 +50,7 @@ class FlowCounters:
     unknown: int = 0  # transitions to unknown
     errors: int = 0
     overruns: int = 0  # windows replaced by a newer one before their model was free
+    hangs: int = 0  # models that did not answer in time
     outdated: int = 0  # results that arrived after their pipeline became unknown
     lost: dict[str, int] = field(default_factory=dict)  # windows reset, by reason
 
@@ -468,6 +469,7 @@ class Flow:
         for state in self._states.values():
             if state.waiting_since_ns is not None and now.mono_ns - state.waiting_since_ns >= self._hang_ns:
                 state.waiting_since_ns = None
+                self.counters.hangs += 1
                 log.error("inference hangs pipeline=%s model=%s digest=%s", state.pipeline, state.model, state.digest)
                 self.become_unknown(state, now, state.last_seq)
 
