@@ -47,8 +47,8 @@ class Size:
     runs: int = 24
     seconds: float = 1200.0
     normal_runs: int = 72
-    fault_runs: int = 16
-    fault_seconds: float = 600.0
+    fault_runs: int = 12
+    fault_seconds: float = 1200.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,27 +136,29 @@ def _false_alarms(graphs: dict[str, Path], size: Size) -> dict[str, Any]:
 
 
 def _detection(graphs: dict[str, Path], size: Size) -> dict[str, Any]:
-    """Per fault and severity: recordings, how many raised an alarm after the onset, and the median seconds until then."""
+    """Per fault and severity: recordings, how many raised an alarm after the onset, the median seconds until then, and its share after."""
     result: dict[str, Any] = {fault: {} for fault in FAULTS}
     cases = [(seed, fault, severity) for seed, fault in enumerate(FAULTS, SEEDS["faults"]) for severity in SEVERITIES]
     with progress("breaking the pump") as step:
         for number, (seed, fault, severity) in enumerate(cases, 1):
             days = [record(run) for run in faulty(seed, size.fault_runs, size.fault_seconds, fault, severity)]
-            found = {kind: [_delay_s(alarms(path, rows), size) for rows in days] for kind, path in graphs.items()}
-            result[fault][f"{severity:g}"] = {"runs": len(days), **{kind: _summary(delays) for kind, delays in found.items()}}
+            onset = round(size.fault_seconds / 2 * RATE_HZ)
+            found = {kind: _summary([alarms(path, rows)[onset:] for rows in days]) for kind, path in graphs.items()}
+            result[fault][f"{severity:g}"] = {"runs": len(days), **found}
             step(number, len(cases), fault)
     return result
 
 
-def _summary(delays: Sequence[float | None]) -> dict[str, Any]:
-    known = [delay for delay in delays if delay is not None]
-    return {"found": len(known), "median_s": round(float(np.median(known)), 2) if known else None}
-
-
-def _delay_s(alarmed: Array, size: Size) -> float | None:
-    onset = round(size.fault_seconds / 2 * RATE_HZ)
-    after = np.flatnonzero(alarmed[onset:])
-    return (float(after[0]) + 1) / RATE_HZ if after.size else None
+def _summary(broken: Sequence[Array]) -> dict[str, Any]:
+    """Of the alarms while a fault lasts, run by run. `alarmed_percent` is of the time from the first alarm to the end."""
+    heard = [(int(alarmed.argmax()), alarmed) for alarmed in broken if alarmed.any()]
+    if not heard:
+        return {"found": 0}
+    return {
+        "found": len(heard),
+        "median_s": round(float(np.median([(first + 1) / RATE_HZ for first, _ in heard])), 2),
+        "alarmed_percent": round(100 * float(np.median([alarmed[first:].mean() for first, alarmed in heard])), 1),
+    }
 
 
 def _begins(alarmed: Array) -> int:
