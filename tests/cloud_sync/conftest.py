@@ -11,6 +11,7 @@ import pytest
 
 from cloud_sync.controller.broker import BrokerProcess, find_mosquitto, start_broker
 from edge_runtime.records import Record, RecordKind, encode_batch, encode_body
+from edge_runtime.testing.postgres import PostgresServer, find_postgres, postgres_server
 from edge_runtime.types import Priority
 
 
@@ -117,6 +118,38 @@ def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broke
         pytest.importorskip("amqtt")
     with start_broker(0, tmp_path / "broker", prefer=request.param) as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[PostgresServer]:
+    """One server for the whole session: do not stop it."""
+    if find_postgres() is None:
+        pytest.skip("PostgreSQL is not installed (apt install postgresql)")
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(shared_postgres: PostgresServer) -> str:
+    """URL of a new, empty database."""
+    return shared_postgres.database()
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server that the test may stop, kill and start."""
+    if find_postgres() is None:
+        pytest.skip("PostgreSQL is not installed (apt install postgresql)")
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new database of each kind."""
+    if request.param == "sqlite":
+        return str(tmp_path / "controller.db")
+    return str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture
