@@ -22,6 +22,7 @@ CLIENTS = {
     "tflite_runtime": {"models/tflite.py"},
     "tuf": {
         "cloud_sync/trust/judge.py",
+        "cloud_sync/trust/conformance.py",
         "cloud_sync/trust/updater.py",
         "cloud_sync/controller/signing/roles.py",
         "cloud_sync/controller/signing/repository.py",
