@@ -108,14 +108,15 @@ async def _note(
         if same:
             offers.append(Offer(name, newest, digest, unchanged=True))
             continue
+        revision = context.repository.next_revision(newest)
         message = await asyncio.to_thread(
-            context.repository.sign_desired, context.tenant, name, newest + 1, newest, text, models, days * 86_400
+            context.repository.sign_desired, context.tenant, name, revision, newest, text, models, days * 86_400
         )
         await _supersede(connection, context.tenant, name, now)
         row = {
             "tenant": context.tenant,
             "gateway": name,
-            "revision": newest + 1,
+            "revision": revision,
             "digest": digest,
             "expires_wall_ns": now + int(days * 86_400e9),
             "message": message,
@@ -124,8 +125,8 @@ async def _note(
             "phase_wall_ns": now,
         }
         await connection.execute(insert(desired).values(row))
-        await audit.append(connection, actor, "push", f"{context.tenant}/{name}", {"revision": newest + 1, "digest": digest})
-        offers.append(Offer(name, newest + 1, digest))
+        await audit.append(connection, actor, "push", f"{context.tenant}/{name}", {"revision": revision, "digest": digest})
+        offers.append(Offer(name, revision, digest))
     return offers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query
@@ -97,7 +98,7 @@ async def post_deployment(push: Push, context: ContextOf, who: Operator) -> list
 async def check_deployment(push: Push, context: ContextOf, _who: Viewer) -> dict[str, Any]:
     deployment = await judge(push.document)
     models = digests(deployment)
-    approved = await asyncio.to_thread(context.repository.approved)
+    approved = {model.digest for model in await asyncio.to_thread(context.repository.approved)}
     return {"ok": True, "models": {digest: digest in approved for digest in models}}
 
 
@@ -111,8 +112,8 @@ async def get_document(digest: str, context: ContextOf, _who: Viewer) -> dict[st
 
 
 @router.get("/v1/models", tags=["fleet"], summary="the models that were signed offline and may be pushed")
-async def get_models(context: ContextOf, _who: Viewer) -> dict[str, Any]:
-    return await asyncio.to_thread(context.repository.approved)
+async def get_models(context: ContextOf, _who: Viewer) -> list[dict[str, Any]]:
+    return [asdict(model) for model in await asyncio.to_thread(context.repository.approved)]
 
 
 @router.get("/v1/artifacts/{name:path}", tags=["gateways"], summary="a file of the repository, whole or by range")
@@ -120,6 +121,6 @@ async def get_artifact(name: str, context: ContextOf) -> FileResponse:
     """Open to whoever reaches the API: what lies here is signed, and useless without the keys of the fleet's gateways."""
     try:
         path = context.repository.artifact(name)
-    except InputError as err:
-        raise HTTPException(404, str(err)) from err
+    except (InputError, FileNotFoundError) as err:
+        raise HTTPException(404, f"no artifact {name[:200]!r}") from err
     return FileResponse(path, media_type="application/octet-stream")
