@@ -136,8 +136,9 @@ join_tokens = Table(
     Column("expires_wall_ns", _NS, nullable=False),
     Column("used_wall_ns", _NS, nullable=False, server_default="0"),
     Column("used_by", _ID, nullable=False, server_default=""),
+    Column("rejoin", Boolean, nullable=False, server_default="0"),
 )
-"""Bootstrap tokens, each for one enrolment. `gateway` empty: the gateway names itself."""
+"""Bootstrap tokens, each for one enrolment. `gateway` empty: the gateway names itself. `rejoin`: it may take a name that is in use."""
 
 certificates = Table(
     "certificates",
@@ -150,7 +151,10 @@ certificates = Table(
     Column("not_after_wall_ns", _NS, nullable=False),
     Column("revoked_wall_ns", _NS, nullable=False, server_default="0"),
     Column("reason", Text, nullable=False, server_default=""),
+    Column("key_sha256", String(64), nullable=False, server_default=""),
+    Column("pem", Text, nullable=False, server_default=""),
 )
+"""Every certificate ever given to a gateway. `key_sha256` is over its public key, so that a key is known again."""
 
 audit = Table(
     "audit",
