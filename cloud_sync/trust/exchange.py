@@ -47,7 +47,10 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What the child shall judge. Paths are absolute; `absent` are names that the controller said it has not."""
+    """What the child shall judge. Paths are absolute; `absent` are names that the controller said it has not.
+
+    `now_wall_ns` is the machine's clock; no time before `build_wall_ns` is believed.
+    """
 
     trust_dir: str
     trust_root: str
@@ -57,6 +60,7 @@ class Request(msgspec.Struct, frozen=True):
     gateway: str
     last_revision: int
     now_wall_ns: int
+    build_wall_ns: int = 0
     absent: tuple[str, ...] = ()
 
 

@@ -127,7 +127,7 @@ def _refresh(request: Request) -> tuple[TimedUpdater, record.Record, int]:
     """Metadata as new as can be had, the record with its time, and the time that was judged by (ns)."""
     folder = Path(request.trust_dir)
     kept = record.load(folder)
-    at_ns = record.reference_time_ns(request.now_wall_ns, kept.signed_wall_ns)
+    at_ns = max(request.now_wall_ns, kept.signed_wall_ns, request.build_wall_ns)
     updater = _updater(request, at_ns)
     try:
         updater.refresh()
@@ -137,7 +137,7 @@ def _refresh(request: Request) -> tuple[TimedUpdater, record.Record, int]:
             _keep_time(folder, kept, updater)
             raise _expired(str(err), request, kept, at_ns) from err
         kept = kept.with_time(0, time_keys(updater.root))
-        at_ns = record.reference_time_ns(request.now_wall_ns, floor_ns)
+        at_ns = max(request.now_wall_ns, floor_ns, request.build_wall_ns)
         updater = _updater(request, at_ns)
         updater.refresh()
     return updater, _keep_time(folder, kept, updater), at_ns

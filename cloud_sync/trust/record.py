@@ -10,8 +10,6 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.clock import BUILD_WALL_NS
-
 _NAME = "record.json"
 _MAX_BYTES = 64 * 1024
 
@@ -33,11 +31,6 @@ class Record(msgspec.Struct, frozen=True):
         """The newest signed time, or 0 when every key that could have signed it has been rotated out."""
         rotated_out = time_keys is not None and time_keys.isdisjoint(self.time_keys)
         return 0 if rotated_out else self.signed_wall_ns
-
-
-def reference_time_ns(clock_wall_ns: int, signed_wall_ns: int) -> int:
-    """The time that expiry is judged by: no honest clock is before the build or before what was signed."""
-    return max(clock_wall_ns, signed_wall_ns, BUILD_WALL_NS)
 
 
 def load(folder: Path) -> Record:

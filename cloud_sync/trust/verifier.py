@@ -19,6 +19,7 @@ import msgspec
 
 from cloud_sync.trust import exchange
 from cloud_sync.trust.exchange import Accepted, Answer, Artifact, Request
+from edge_runtime.clock import BUILD_WALL_NS
 from edge_runtime.errors import DeploymentReason, DeploymentRefused, InputError, MissingDependency, StoreError
 from edge_runtime.types import DesiredDeployment
 
@@ -100,6 +101,7 @@ class Verifier:
             gateway=self._addressee[1],
             last_revision=last_revision,
             now_wall_ns=now_wall_ns,
+            build_wall_ns=BUILD_WALL_NS,
         )
 
     async def _converse(self, request: Request, fetch: Fetch) -> Accepted:

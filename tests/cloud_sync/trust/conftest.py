@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata
 
-from cloud_sync.controller.signing import Repository
+from cloud_sync.controller.signing import KeyRing, Repository
 from cloud_sync.trust import Verified, Verifier
 from edge_runtime.clock import BUILD_WALL_NS
+from edge_runtime.errors import DeploymentReason, DeploymentRefused
 
 DAY_NS = 86_400 * 10**9
 NOW_NS = BUILD_WALL_NS + 30 * DAY_NS
@@ -104,6 +108,60 @@ class World:
         models = given.get("models", [self.model])
         return self.repository.sign_desired(tenant, gateway, revision, revision - 1, document, models, given.get("expires_s", 86_400 * 90))
 
+    def stolen(self, role: str) -> CryptoSigner:
+        """The private key of a role, as a thief has it."""
+        ring = self.folder / ("keys/offline" if role in ("root", "targets") else "keys/online")
+        (path,) = sorted(ring.glob(f"{role}-*.pem"))[:1]
+        keyids = self.served("root.json").signed.keys if role != "director" else self.served_targets().signed.delegations.keys
+        return KeyRing(ring).need(role, [keyid for keyid in keyids if keyid.startswith(path.stem.split("-")[1])], 1)[0]
+
+    def served(self, name: str) -> Any:
+        """Metadata as the repository serves it."""
+        return Metadata.from_file(str(self.repository.metadata_dir / name))
+
+    def served_targets(self) -> Any:
+        snapshot = self.served(f"{self.served('timestamp.json').signed.snapshot_meta.version}.snapshot.json")
+        return self.served(f"{snapshot.signed.meta['targets.json'].version}.targets.json")
+
+    def forge(self, message: bytes, change: Callable[[Any], None], *signers: CryptoSigner) -> bytes:
+        """A dn/desired payload whose signed part was changed and signed again."""
+        whole = json.loads(message)
+        metadata = Metadata.from_dict(whole["metadata"])
+        metadata.signatures.clear()
+        change(metadata.signed)
+        for signer in signers:
+            metadata.sign(signer, append=True)
+        return json.dumps({**whole, "metadata": metadata.to_dict()}).encode()
+
+
+def forged(metadata: Any, change: Callable[[Any], None], *signers: CryptoSigner) -> bytes:
+    """Metadata changed and signed again."""
+    metadata.signatures.clear()
+    change(metadata.signed)
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    return bytes(metadata.to_bytes())
+
+
+@pytest.fixture(name="forged")
+def forged_fixture() -> Callable[..., bytes]:
+    return forged
+
+
+@pytest.fixture
+def refused() -> Callable[..., Any]:
+    """Expects a verification to be refused for one reason, with nothing kept of it."""
+
+    async def expect(gateway: Gateway, message: bytes, reason: DeploymentReason, says: str = "", now_wall_ns: int | None = None) -> str:
+        with pytest.raises(DeploymentRefused) as caught:
+            await gateway.verify(message, now_wall_ns)
+        assert caught.value.reason is reason, str(caught.value)
+        assert says in str(caught.value)
+        assert not list(gateway.trust_dir.glob("incoming-*"))
+        return str(caught.value)
+
+    return expect
+
 
 @pytest.fixture
 def make_world(tmp_path: Path) -> Callable[..., World]:
@@ -118,6 +176,17 @@ def make_world(tmp_path: Path) -> Callable[..., World]:
     return make
 
 
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A controller's folder with one approved model, to be copied."""
+    folder = tmp_path_factory.mktemp("pristine")
+    repository = Repository.create(folder / "controller", clock=Wall())
+    return folder, repository.approve(bundle_tar(folder / "bundle.tar"), repository.offline_keys).digest
+
+
 @pytest.fixture
-def world(make_world: Callable[..., World]) -> World:
-    return make_world()
+def world(pristine: tuple[Path, str], tmp_path: Path) -> World:
+    folder, model = pristine
+    shutil.copytree(folder / "controller", tmp_path / "controller")
+    wall = Wall()
+    return World(Repository.open(tmp_path / "controller", clock=wall), wall, model, tmp_path / "controller", tmp_path)
