@@ -30,11 +30,9 @@ def impair(folder: Path) -> Bundle:
     _shift_bias(source.model, target)
     shutil.copyfile(Path(__file__).parent / "golden.npz", folder / "golden.npz")
     _golden(target, folder / "golden.npz")
-    changes = {
-        "version": source.manifest.version + 1,
-        "provenance": {"made_by": "models.zoo.bearing.impaired", "purpose": "to be reverted"},
-    }
-    return write_manifest(folder, msgspec.structs.replace(source.manifest, **changes), [target.name, "golden.npz"])
+    provenance = {"made_by": "models.zoo.bearing.impaired", "purpose": "to be reverted"}
+    manifest = msgspec.structs.replace(source.manifest, version=source.manifest.version + 1, provenance=provenance)
+    return write_manifest(folder, manifest, [target.name, "golden.npz"])
 
 
 def _shift_bias(source: Path, target: Path) -> None:
