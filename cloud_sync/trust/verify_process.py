@@ -24,6 +24,7 @@ _CPU_S = 300
 _FILE_BYTES = 8 * 1024 * 1024
 _MEBIBYTE = 1024 * 1024
 _LINE_BYTES = 1024 * 1024
+_OUT_OF_MEMORY = Answer(refused=DeploymentReason.MALFORMED.value, message="the verifier ran out of memory on it")
 
 
 def main() -> int:
@@ -60,15 +61,22 @@ def _answer(line: bytes) -> Answer:
     try:
         return _judge(msgspec.json.decode(line, type=Request))
     except DeploymentRefused as err:
+        if _starved(err):
+            return _OUT_OF_MEMORY
         return Answer(refused=err.reason.value, message=str(err).removeprefix(f"{err.reason.value}: "))
     except ModuleNotFoundError as err:
         return Answer(missing=((err.name or "tuf").split(".")[0], "sync"))
     except MemoryError:
-        return Answer(refused=DeploymentReason.MALFORMED.value, message="the verifier ran out of memory on it")
+        return _OUT_OF_MEMORY
     except OSError as err:
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
             return Answer(refused=DeploymentReason.NO_SPACE.value, message=f"the trust folder cannot be written: {err}")
         return Answer(failed=f"the trust folder or root cannot be used: {err}")
+
+
+def _starved(err: BaseException | None) -> bool:
+    """Whether memory ran out somewhere below an error that a library made of it."""
+    return err is not None and (isinstance(err, MemoryError) or _starved(err.__cause__))
 
 
 def _judge(request: Request) -> Answer:
