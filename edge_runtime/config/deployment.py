@@ -119,7 +119,7 @@ class HealthSpec(_Document, frozen=True, kw_only=True):
     probation_s: Annotated[float, msgspec.Meta(ge=0, le=31_536_000)] = 60.0  # 0: confirmed as soon as it has loaded
     max_p99_ms: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
     max_error_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
-    max_drift: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5  # share of answers that may differ from before; 1: not judged
+    max_drift: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3  # share of answers that may differ from before; 1: not judged
 
 
 class Deployment(_Document, frozen=True, kw_only=True):

@@ -85,6 +85,7 @@ class Updates:
         self.state, damage = slots.read()
         self._disk = self.state
         self._unsaved = False
+        self._falling_back = False
         self._told: tuple[int, str, DeploymentReason] | None = None
         self._findings: list[tuple[str, str, str]] = [("deployment_damaged", "slots", damage)] if damage else []
         self._offers: asyncio.Queue[tuple[DesiredDeployment, asyncio.Future[ReportedDeployment]]] = asyncio.Queue()
@@ -277,8 +278,17 @@ class Updates:
     async def revert(self, reason: DeploymentReason, message: str) -> None:
         """The candidate goes, for good; what was good before it serves again, else the factory's, else nothing."""
         self._take_back(reason, message)
-        self._since_ns = None
-        await self._commit_or_hold(self.state)
+        self._since_ns, self._falling_back = None, True
+        try:
+            await self._commit_or_hold(self.state)
+            await self._fall_back()
+        finally:
+            self._falling_back = False
+        self._tell_findings()
+        self._signal()
+        await asyncio.to_thread(self.slots.sweep, self.state)
+
+    async def _fall_back(self) -> None:
         saved = self.state
         for choice in self._choices():
             self.running = choice
@@ -293,9 +303,6 @@ class Updates:
             break
         if self.state != saved:
             await self._commit_or_hold(self.state)
-        self._tell_findings()
-        self._signal()
-        await asyncio.to_thread(self.slots.sweep, self.state)
 
     def reloaded(self, deployment: Deployment, directory: Path, served: Served) -> None:
         """The factory deployment was read again and is in force."""
@@ -350,6 +357,8 @@ class Updates:
             return replace(report, revision=self._staging.revision, digest=self._staging.digest, phase=DeploymentPhase.STAGING)
         if last is None:
             return report
+        if self._falling_back:  # decided and on the disk; told once the one before serves again
+            return replace(report, revision=last.revision, digest=last.digest, phase=DeploymentPhase.PROBATION)
         return replace(report, revision=last.revision, digest=last.digest, phase=last.phase, reason=last.reason, message=last.message)
 
     def held_models(self) -> set[str]:
