@@ -40,7 +40,7 @@ class Command:
 def _configure_sink(parser: ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the broker (default: %(default)s)")
     parser.add_argument("--port", type=int, help="its port (default: 1883, or 8883 with --ca)")
-    parser.add_argument("--database", type=Path, required=True, metavar="FILE", help="SQLite file; made when absent")
+    parser.add_argument("--database", required=True, metavar="URL", help="SQLite file, made when absent, or postgresql://USER@HOST/NAME")
     parser.add_argument("--tenant", default="+", help="only this tenant's gateways (default: all)")
     parser.add_argument("--share", default="", metavar="GROUP", help="share the telemetry with other sinks of this group (MQTT 5 brokers)")
     parser.add_argument("--client-id", default="", help="default: sink-<process id>")
@@ -84,24 +84,25 @@ def _password(path: Path | None) -> str | None:
 
 
 async def _sink(args: Namespace) -> int:
-    from cloud_sync.controller.database import Database
+    from cloud_sync.controller.engine import open_database
     from cloud_sync.controller.sink import Sink
     from cloud_sync.mqtt import open_transport
 
     transport = open_transport(_options(args))
-    db = Database(args.database)
+    database = await open_database(args.database)
+    writer = database.writer()
     announced = False
 
     def announce(session: SinkSession) -> None:
         nonlocal announced
         if not announced:
             print(
-                json.dumps({"ready": True, "broker": f"{args.host}:{_port(args)}", "database": str(args.database), "pid": os.getpid()}),
+                json.dumps({"ready": True, "broker": f"{args.host}:{_port(args)}", "database": database.address.shown, "pid": os.getpid()}),
                 flush=True,
             )
         announced = True
 
-    running = asyncio.ensure_future(Sink(transport, db, share=args.share, tenant=args.tenant, on_ready=announce).run())
+    running = asyncio.ensure_future(Sink(transport, writer, share=args.share, tenant=args.tenant, on_ready=announce).run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, running.cancel)
@@ -110,7 +111,8 @@ async def _sink(args: Namespace) -> int:
     except asyncio.CancelledError:
         return 0
     finally:
-        db.close()
+        writer.close()
+        await database.close()
     return 0
 
 

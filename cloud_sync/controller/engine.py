@@ -53,7 +53,12 @@ async def open_database(url: str | Path) -> Database:
 
     address = parse_address(url)
     await asyncio.to_thread(migrate, address)
-    return Database(_sqlite_engine(address.path) if address.path else _postgres_engine(address), address)
+    return Database(create_engine(address), address)
+
+
+def create_engine(address: Address) -> AsyncEngine:
+    """An engine for a database whose tables exist. Connects when it is first used."""
+    return _sqlite_engine(address.path) if address.path else _postgres_engine(address)
 
 
 def _sqlite_engine(path: Path) -> AsyncEngine:

@@ -5,7 +5,7 @@ Times are wall clock nanoseconds. Documents and states are kept as the bytes or 
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKeyConstraint, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKeyConstraint, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
 
 metadata = MetaData()
 
@@ -52,6 +52,19 @@ records = Table(
     sqlite_with_rowid=False,
 )
 """Every record, once: the primary key is what makes delivery exactly-once."""
+
+boots = Table(
+    "boots",
+    metadata,
+    *_who(),
+    Column("boot", _ID, primary_key=True),
+    Column("rows", _NS, nullable=False),
+    Column("first_seq", _NS, nullable=False),
+    Column("last_seq", _NS, nullable=False),
+    Column("first_wall_ns", _NS, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What `records` holds of every boot of a gateway, kept with every commit, so that nobody has to count. `first_wall_ns`: received."""
 
 quarantine = Table(
     "quarantine",
@@ -171,4 +184,14 @@ audit = Table(
 """Append-only: `hash` is over the row and the hash before it, so that a changed or missing row is seen."""
 
 Index("records_by_time", records.c.tenant, records.c.gateway, records.c.wall_ns)
+NOT_A_READING = text("kind <> 'r'")
+Index(
+    "records_by_kind",
+    records.c.tenant,
+    records.c.gateway,
+    records.c.kind,
+    records.c.wall_ns,
+    sqlite_where=NOT_A_READING,
+    postgresql_where=NOT_A_READING,
+)
 Index("certificates_by_gateway", certificates.c.tenant, certificates.c.gateway)

@@ -1,7 +1,7 @@
 """Takes the uplinks of every gateway into the database, and acknowledges after the commit: to the gateway and to the broker.
 
-Many messages share one commit (group commit): while a commit runs, the next messages collect. A message that cannot be read is
-counted, kept in quarantine where it has an owner, and never holds up the others. It pushes nothing to gateways but `dn/ack`.
+Many messages share one commit (group commit): while a commit runs, the next messages collect. While the database is away or full
+nothing is acknowledged and no more is kept than the limit: the gateways have it. It pushes nothing to gateways but `dn/ack`.
 """
 
 from __future__ import annotations
@@ -10,27 +10,22 @@ import asyncio
 import logging
 import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from cloud_sync.backoff import full_jitter_s
-from cloud_sync.controller.database import Database, Origin
-from cloud_sync.messages import MAX_BATCHES, PackedBatch, decode_envelope, decode_state, decode_status, encode_ack
-from cloud_sync.topics import ALL_REPORTS, ALL_TELEMETRY, ALL_UPLINKS, GatewayTopics, Uplink, parse_uplink
-from edge_runtime.errors import DeadlineExceeded, InputError, StoreError, TransportError
+from cloud_sync.controller.ingest import Committed, Message, Origin, RecordWriter, commit, crash_point
+from cloud_sync.messages import MAX_BATCHES, encode_ack
+from cloud_sync.topics import ALL_REPORTS, ALL_TELEMETRY, GatewayTopics
+from edge_runtime.errors import DeadlineExceeded, StoreError, TransportError
 from edge_runtime.ports import TransportSession
-from edge_runtime.records import Record, decode_batch
 
 _log = logging.getLogger(__name__)
-_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
-_MAX_KIND = 16
 _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _MAX_GROUP = 512
-_MAX_REFUSED = 8
 _RECONNECT_MAX_S = 2.0
+_RETRY_MAX_S = 2.0
 
 
 class SinkSession(TransportSession, Protocol):
@@ -47,26 +42,6 @@ class SinkTransport(Protocol):
     async def connect(self, will_topic: str = "", will_payload: bytes = b"") -> SinkSession: ...
 
 
-@dataclass(slots=True)
-class Message:
-    """One message as it came; `acknowledge` tells the broker that it is safe."""
-
-    topic: str
-    payload: bytes
-    acknowledge: Callable[[], None]
-
-
-@dataclass(slots=True)
-class Committed:
-    """What one commit brought: batches to acknowledge by (tenant, gateway, boot), and the counts."""
-
-    batches: dict[Origin, list[int]] = field(default_factory=lambda: defaultdict(list))
-    refused: dict[Origin, list[int]] = field(default_factory=lambda: defaultdict(list))
-    rows: int = 0
-    duplicates: int = 0
-    rejected: int = 0
-
-
 def _ignore(_session: SinkSession) -> None:
     return
 
@@ -77,7 +52,7 @@ class Sink:
     def __init__(
         self,
         transport: SinkTransport,
-        db: Database,
+        db: RecordWriter,
         *,
         share: str = "",
         tenant: str = "+",
@@ -89,6 +64,7 @@ class Sink:
         self._on_ready = on_ready
         self._waiting: list[Message] = []
         self._waiting_bytes = 0
+        self._reports_shed = False
         self._arrived = asyncio.Event()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="sink-writer")
         self.messages = 0
@@ -97,9 +73,11 @@ class Sink:
         self.rejected = 0
         self.shed = 0
         self.commits = 0
+        self.store_up = True
+        self.store_failures = 0
 
     async def run(self) -> None:
-        """Connects, serves, reconnects; ends by cancellation. The database stays open: it is the caller's."""
+        """Connects, serves, reconnects; ends by cancellation. The writer stays open: it is the caller's to close."""
         attempt = 0
         try:
             while True:
@@ -136,7 +114,8 @@ class Sink:
 
     def _receive(self, topic: str, payload: bytes, acknowledge: Callable[[], None]) -> None:
         if self._waiting_bytes + len(payload) > _MAX_WAITING_BYTES:
-            self.shed += 1  # the gateway sends it again
+            self.shed += 1  # the gateway sends telemetry again; reports are retained, so a new session hears them again
+            self._reports_shed = self._reports_shed or not topic.endswith("/tlm")
             acknowledge()
             return
         self._waiting.append(Message(topic, payload, acknowledge))
@@ -144,16 +123,39 @@ class Sink:
         self._arrived.set()
 
     async def _write(self, session: SinkSession) -> None:
-        loop = asyncio.get_running_loop()
         acknowledging: asyncio.Task[None] | None = None
         async with asyncio.TaskGroup() as tasks:
             while True:
                 group = await self._next_group()
-                done = await loop.run_in_executor(self._writer, commit, self._db, group, time.time_ns())
+                done = await self._store(group)
                 self._count(group, done)
+                crash_point("before_ack")
                 if acknowledging is not None:
                     await acknowledging
                 acknowledging = tasks.create_task(_acknowledge(session, group, done), name="sink-acknowledge")
+                if self._reports_shed:
+                    await acknowledging
+                    self._reports_shed = False
+                    raise TransportError("reports were thrown away for want of room: asking the broker for the retained ones again")
+
+    async def _store(self, group: Sequence[Message]) -> Committed:
+        """Commits a group, however long the database is away."""
+        loop, attempt, since = asyncio.get_running_loop(), 0, 0.0
+        while True:
+            try:
+                done = await loop.run_in_executor(self._writer, commit, self._db, group, time.time_ns())
+                break
+            except StoreError as err:
+                if attempt == 0:
+                    since = loop.time()
+                    _log.error("store_down problem=%r", str(err))
+                attempt, self.store_up = attempt + 1, False
+                self.store_failures += 1
+                await asyncio.sleep(full_jitter_s(attempt, 0.1, _RETRY_MAX_S, random.random))
+        self.store_up = True
+        if attempt:
+            _log.warning("store_up down_s=%.1f", loop.time() - since)
+        return done
 
     async def _next_group(self) -> list[Message]:
         while not self._waiting:
@@ -169,73 +171,6 @@ class Sink:
         self.duplicates += done.duplicates
         self.rejected += done.rejected
         self.commits += 1
-
-
-def commit(db: Database, group: Sequence[Message], received_wall_ns: int) -> Committed:
-    """Writes a group of messages in one transaction. Runs in the writer thread. Raises StoreError, then nothing was written."""
-    done = Committed()
-    with db.transaction():
-        for message in group:
-            try:
-                _take(db, parse_uplink(message.topic), message.payload, received_wall_ns, done)
-            except InputError as err:
-                done.rejected += 1
-                _log.warning("message_rejected topic=%r bytes=%d problem=%r", message.topic[:200], len(message.payload), str(err))
-        if done.rejected:
-            db.count("messages_rejected", done.rejected)
-    return done
-
-
-def read_batch(batch: PackedBatch) -> list[Record]:
-    """The records of one batch, safe to store. Raises InputError."""
-    records = decode_batch(batch.data)
-    if len(records) != batch.count:
-        raise InputError(f"expected {batch.count} records, got {len(records)}")
-    for record in records:
-        if not 0 <= record.seq <= _HIGHEST:
-            raise InputError(f"record seq {record.seq} is outside 0..2^63-1")
-        if len(record.kind) > _MAX_KIND:
-            raise InputError(f"record kind of {len(record.kind)} characters")
-        if not all(_LOWEST <= stamp <= _HIGHEST for stamp in (record.mono_ns, record.wall_ns, record.wall_err_ns)):
-            raise InputError(f"record {record.seq} has a time outside 64 bits")
-    return records
-
-
-def _take(db: Database, source: Uplink, payload: bytes, now_ns: int, done: Committed) -> None:
-    if source.leaf == "tlm":
-        envelope = decode_envelope(payload)
-        origin = Origin(source.tenant, source.gateway, envelope.boot)
-        refused = 0
-        for batch in envelope.batches:
-            refused += not _take_batch(db, origin, batch, now_ns, done)
-            if refused > _MAX_REFUSED:
-                raise InputError(f"more than {_MAX_REFUSED} unreadable batches in one message: the rest was not tried")
-    elif source.leaf == "status":
-        status = decode_status(payload)
-        db.set_status(Origin(source.tenant, source.gateway, status.boot), status.online, status.version, now_ns)
-    elif source.leaf == "state":
-        state = decode_state(payload)
-        db.set_state(Origin(source.tenant, source.gateway, state.boot), state.seq, payload, now_ns)
-
-
-def _take_batch(db: Database, origin: Origin, batch: PackedBatch, now_ns: int, done: Committed) -> bool:
-    """Stores or quarantines one batch; whether it could be read."""
-    if not batch.intact:  # damaged on the way: unacknowledged, so it is sent again
-        done.rejected += 1
-        return False
-    try:
-        records = read_batch(batch)
-    except InputError as err:
-        done.rejected += 1
-        if db.quarantine(origin, batch.first_seq, str(err), batch.data, now_ns):
-            done.batches[origin].append(batch.first_seq)
-            done.refused[origin].append(batch.first_seq)
-        return False
-    duplicates = db.insert(origin, records, now_ns)
-    done.duplicates += duplicates
-    done.rows += len(records) - duplicates
-    done.batches[origin].append(batch.first_seq)
-    return True
 
 
 async def _acknowledge(session: SinkSession, group: Sequence[Message], done: Committed) -> None:
@@ -258,9 +193,8 @@ def _filters(share: str, tenant: str) -> tuple[str, ...]:
     def of(topic_filter: str) -> str:
         return topic_filter.replace("/+/g/", f"/{tenant}/g/")
 
-    if not share:
-        return (of(ALL_UPLINKS),)
-    return (*map(of, ALL_REPORTS), f"$share/{share}/{of(ALL_TELEMETRY)}")
+    telemetry = of(ALL_TELEMETRY)
+    return (*map(of, ALL_REPORTS), f"$share/{share}/{telemetry}" if share else telemetry)
 
 
 async def _raise_when_closed(session: TransportSession) -> None:

@@ -22,6 +22,9 @@ from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError, InputError
 
 _START_S = 30.0
 _FOLDERS = ("/usr/lib/postgresql/*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql*/bin", "/usr/pgsql-*/bin")
+_EMPTY = """SET client_min_messages = warning;
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+DROP SCHEMA public CASCADE; CREATE SCHEMA public"""
 
 
 def find_postgres() -> Path | None:
@@ -62,7 +65,12 @@ class PostgresServer:
         """A new, empty database; its URL goes through the Unix socket."""
         name = f"db{next(self._numbers)}"
         self._run("createdb", "-h", str(self.folder), "-p", str(self.port), "-U", "tester", name)
-        return f"postgresql://tester@/{name}?host={self.folder}&port={self.port}"
+        return self._url(name)
+
+    def emptied(self) -> str:
+        """The database `postgres` with nothing in it and nobody connected: faster than a new one."""
+        self._run("psql", "-q", "-v", "ON_ERROR_STOP=1", "-c", _EMPTY, self._url("postgres"))
+        return self._url("postgres")
 
     def start(self) -> None:
         """Starts the server and waits until it answers."""
@@ -96,6 +104,9 @@ class PostgresServer:
         """Stops it and removes the folder."""
         self._end(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _url(self, name: str) -> str:
+        return f"postgresql://tester@/{name}?host={self.folder}&port={self.port}"
 
     def _create(self) -> None:
         if self._user is not None:

@@ -131,8 +131,8 @@ def shared_postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def postgres_url(shared_postgres: PostgresServer) -> str:
-    """URL of a new, empty database."""
-    return shared_postgres.database()
+    """URL of an empty database; `shared_postgres.database()` makes further ones."""
+    return shared_postgres.emptied()
 
 
 @pytest.fixture

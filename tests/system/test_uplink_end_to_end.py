@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from cloud_sync.controller import queries
 from cloud_sync.controller.broker import BrokerProcess, find_mosquitto, start_broker
-from cloud_sync.controller.database import Database, audit
+from cloud_sync.controller.engine import open_database
 from cloud_sync.mqtt import MqttOptions, open_transport
 from cloud_sync.session import Uplink, UplinkSettings
 from cloud_sync.topics import GatewayTopics
@@ -128,13 +129,18 @@ async def test_the_outbox_reaches_the_database(broker: BrokerProcess, tmp_path: 
         await until(lambda: store.ledger().delivered == 5050)
         check_rows(tmp_path / "sink.db", store, 5050)
         uplink.report()
-        db = Database(tmp_path / "sink.db")
-        await until(lambda: db.gateways()[0]["state"].get("ledger", {}).get("delivered") == 5050)
-        assert db.gateways()[0]["online"]
-    await until(lambda: not db.gateways()[0]["online"])
-    report = audit(db, "gw")
+        database = await open_database(tmp_path / "sink.db")
+        while (
+            not (known := await queries.gateways(database.engine, "default"))
+            or known[0]["state"].get("ledger", {}).get("delivered") != 5050
+        ):
+            await asyncio.sleep(0.01)
+        assert known[0]["online"]
+    while (await queries.gateways(database.engine, "default"))[0]["online"]:
+        await asyncio.sleep(0.01)
+    report = await queries.accounts(database.engine, "default", "gw")
     assert (report["rows"], report["holes"], report["dropped"], report["quarantined"]) == (5050, 0, {}, 0)
-    db.close()
+    await database.close()
     assert await sink.end() == 0
 
 
@@ -150,7 +156,9 @@ async def test_what_was_offered_while_there_was_no_broker_is_delivered_by_a_late
     async with gateway(tmp_path / "gw", broker.port, protocol_of(broker)) as (store, _):
         offer(store, 200)
         await until(lambda: store.ledger().delivered == 500)
-        boots = audit(Database(tmp_path / "sink.db"), "gw")["boots"]
+        database = await open_database(tmp_path / "sink.db")
+        boots = (await queries.accounts(database.engine, "default", "gw"))["boots"]
+        await database.close()
         assert {boot: facts["rows"] for boot, facts in boots.items()} == {first: 300, store.boot: 200}
     await sink.end()
 

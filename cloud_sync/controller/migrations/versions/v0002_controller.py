@@ -15,13 +15,34 @@ def upgrade() -> None:
     _tokens()
     _certificates()
     _audit()
-    op.create_index("records_by_time", "records", ["tenant", "gateway", "wall_ns"])
+    _records()
 
 
 def _gateways() -> None:
     op.add_column("gateways", sa.Column("site", sa.String(64), nullable=False, server_default=""))
     op.add_column("gateways", sa.Column("labels", sa.Text, nullable=False, server_default="{}"))
     op.add_column("gateways", sa.Column("joined_wall_ns", sa.BigInteger, nullable=False, server_default="0"))
+
+
+def _records() -> None:
+    op.create_index("records_by_time", "records", ["tenant", "gateway", "wall_ns"])
+    bulk = sa.text("kind <> 'r'")
+    op.create_index("records_by_kind", "records", ["tenant", "gateway", "kind", "wall_ns"], sqlite_where=bulk, postgresql_where=bulk)
+    op.create_table(
+        "boots",
+        sa.Column("tenant", sa.String(64), primary_key=True),
+        sa.Column("gateway", sa.String(64), primary_key=True),
+        sa.Column("boot", sa.String(64), primary_key=True),
+        sa.Column("rows", sa.BigInteger, nullable=False),
+        sa.Column("first_seq", sa.BigInteger, nullable=False),
+        sa.Column("last_seq", sa.BigInteger, nullable=False),
+        sa.Column("first_wall_ns", sa.BigInteger, nullable=False),
+        sqlite_with_rowid=False,
+    )
+    op.execute(
+        "INSERT INTO boots SELECT tenant, gateway, boot, count(*), min(seq), max(seq), min(received_wall_ns) FROM records "
+        "GROUP BY tenant, gateway, boot"
+    )
 
 
 def _deployments() -> None:
