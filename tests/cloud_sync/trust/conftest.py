@@ -5,24 +5,30 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata
 
 from cloud_sync.controller.signing import KeyRing, Repository
 from cloud_sync.trust import Verified, Verifier
+from cloud_sync.trust.exchange import Answer, Request, blob_path
 from edge_runtime.clock import BUILD_WALL_NS
 from edge_runtime.errors import DeploymentReason, DeploymentRefused
 
 DAY_NS = 86_400 * 10**9
 NOW_NS = BUILD_WALL_NS + 30 * DAY_NS
+_ROOTS = [f"tuf/{version}.root.json" for version in range(2, 20)]
 DOCUMENT = "schema: 1\nname: pump\n"
 
 
@@ -148,6 +154,58 @@ def forged_fixture() -> Callable[..., bytes]:
     return forged
 
 
+class Child:
+    """One verifier's child, asked many times: each time with all blobs at hand, some of them replaced."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._folder = world.tmp / "child"
+        self._folder.mkdir()
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+        command = [sys.executable, "-P", "-m", "cloud_sync.trust.verify_process"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+    def ask(self, message: bytes, instead: Mapping[str, bytes] | None = None, **given: Any) -> Answer:
+        fetched = self._folder / "fetched"
+        shutil.rmtree(fetched, ignore_errors=True)
+        fetched.mkdir()
+        for path in self._world.repository.metadata_dir.glob("*.json"):
+            blob_path(fetched, f"tuf/{path.name}").write_bytes(path.read_bytes())
+        for name, data in (instead or {}).items():
+            blob_path(fetched, name).write_bytes(data)
+        (fetched / "message").write_bytes(message)
+        request = Request(
+            trust_dir=str(given.get("trust_dir", self._folder / "trust")),
+            trust_root=str(self._world.repository.metadata_dir / "1.root.json"),
+            fetched=str(fetched),
+            message=str(fetched / "message"),
+            tenant="acme",
+            gateway="press-7",
+            last_revision=0,
+            now_wall_ns=self._world.wall.now_ns,
+            absent=tuple(
+                f"tuf/{version}.root.json" for version in range(1, 20) if not blob_path(fetched, f"tuf/{version}.root.json").exists()
+            ),
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(msgspec.json.encode(request) + b"\n")
+        self.process.stdin.flush()
+        return msgspec.json.decode(self.process.stdout.readline(), type=Answer)
+
+    def document(self, answer: Answer) -> bytes:
+        assert answer.desired is not None
+        return Path(answer.desired.document).read_bytes()
+
+
+@pytest.fixture
+def child(world: World) -> Iterator[Child]:
+    made = Child(world)
+    yield made
+    made.process.kill()
+    made.process.communicate()
+
+
 @pytest.fixture
 def refused() -> Callable[..., Any]:
     """Expects a verification to be refused for one reason, with nothing kept of it."""
@@ -190,3 +248,9 @@ def world(pristine: tuple[Path, str], tmp_path: Path) -> World:
     shutil.copytree(folder / "controller", tmp_path / "controller")
     wall = Wall()
     return World(Repository.open(tmp_path / "controller", clock=wall), wall, model, tmp_path / "controller", tmp_path)
+
+
+@pytest.fixture
+def second_tar(world: World) -> Path:
+    """Another bundle, not yet approved."""
+    return bundle_tar(world.tmp / "second.tar", "valve", 2, b"other weights")
