@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cloud_sync.controller.signing import KeyRing
+from cloud_sync.trust import Verifier
 from edge_runtime.errors import DeploymentReason as Reason
 from edge_runtime.errors import InputError
 
@@ -33,6 +35,14 @@ async def test_a_gateway_that_was_away_follows_root_by_root(world) -> None:
     await world.gateway("press-8").verify(world.sign(1, gateway="press-8"))
 
 
+async def test_a_gateway_that_joins_after_a_rotation_starts_from_the_newest_root(world) -> None:
+    world.repository.rotate(("root", "targets"), world.repository.offline_keys)
+    gateway = world.gateway()
+    gateway.verifier = Verifier(gateway.trust_dir, "acme", "press-7", trust_root=world.repository.trust_root)
+    await gateway.verify(world.sign(1))
+    assert gateway.fetched[0] == "tuf/3.root.json"
+
+
 async def test_old_root_keys_cannot_sign_the_next_root(world, forged, refused) -> None:
     gateway = world.gateway()
     root = world.served("1.root.json")
@@ -42,19 +52,13 @@ async def test_old_root_keys_cannot_sign_the_next_root(world, forged, refused) -
     for name, text in old.items():
         (ring / name).write_bytes(text)
         (ring / name).chmod(0o600)
-    signers = _old_signers(ring, root)
+    signers = KeyRing(ring).need("root", root.signed.roles["root"].keyids, 3)
 
     def next_version(signed) -> None:
         signed.version = 3
 
     gateway.instead["tuf/3.root.json"] = forged(root, next_version, *signers)
     await refused(gateway, world.sign(), Reason.UNSIGNED)
-
-
-def _old_signers(ring, root):
-    from cloud_sync.controller.signing import KeyRing
-
-    return KeyRing(ring).need("root", root.signed.roles["root"].keyids, 3)
 
 
 async def test_a_revision_driven_to_the_top_by_a_stolen_director_key(world, refused) -> None:
