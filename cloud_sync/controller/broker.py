@@ -17,9 +17,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edge_runtime.errors import DeadlineExceeded, InputError, MissingDependency, TransportError
+
+if TYPE_CHECKING:
+    from cloud_sync.controller.settings import Settings
 
 _HOST = "127.0.0.1"
 _START_S = 15.0
@@ -133,6 +136,24 @@ def start_broker(
         broker = BrokerProcess("mosquitto", port, [program, "-c", str(config)], directory / "broker.log")
     else:
         broker = BrokerProcess("amqtt", port, [sys.executable, "-m", "cloud_sync.controller.broker", str(port)], directory / "broker.log")
+    broker.start()
+    return broker
+
+
+def controllers_broker(settings: Settings) -> BrokerProcess | None:
+    """The running broker of a controller's folder: mosquitto as `init` configured it, the embedded one, or None for somebody else's.
+
+    Raises InputError when mosquitto is not installed, TransportError when it does not start.
+    """
+    folder = settings.folder / "mosquitto"
+    if settings.broker.run == "none":
+        return None
+    if settings.broker.run == "embedded":
+        return start_broker(settings.broker.port, folder, prefer="amqtt")
+    program = find_mosquitto()
+    if program is None:
+        raise InputError("mosquitto is not installed: apt install mosquitto, or set broker.run in controller.yaml to `none` or `embedded`")
+    broker = BrokerProcess("mosquitto", settings.broker.port, [program, "-c", str(settings.mosquitto_conf)], folder / "broker.log")
     broker.start()
     return broker
 

@@ -1,0 +1,42 @@
+"""`controller approve`: signs a model's bundle with the offline keys, after which it may be pushed. Needs no running controller."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+_PASSPHRASE = "EDGE_RUNTIME_PASSPHRASE"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Adds the arguments."""
+    parser.add_argument("bundle", type=Path, nargs="+", metavar="TAR", help="bundles as tar: edge-runtime model pack BUNDLE --out TAR")
+    parser.add_argument("--dir", type=Path, required=True, metavar="DIR", help="the controller's folder")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="the offline keys (default: DIR/keys/offline)")
+    parser.add_argument("--passphrase", action="store_true", help=f"the keys are encrypted: ask, or take ${_PASSPHRASE}")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: Namespace) -> int:
+    """Signs every bundle; prints their digests."""
+    from cloud_sync.controller.signing import KeyRing, Repository
+
+    repository = Repository.open(args.dir)
+    keys = KeyRing(args.keys or repository.offline_keys, _passphrase() if args.passphrase else None)
+    approved = [repository.approve(bundle, keys) for bundle in args.bundle]
+    if args.json:
+        sys.stdout.write(
+            json.dumps([{"digest": a.digest, "model": a.model, "version": a.version, "name": a.name} for a in approved]) + "\n"
+        )
+        return 0
+    for made in approved:
+        sys.stdout.write(f"{made.model} version {made.version} may be pushed: digest {made.digest}\n")
+    return 0
+
+
+def _passphrase() -> bytes:
+    return (os.environ.get(_PASSPHRASE) or getpass.getpass("passphrase of the offline keys: ")).encode()
