@@ -1,4 +1,4 @@
-"""`edge-runtime controller`: the controller's commands. `sink` takes telemetry into a database, `broker` runs a local broker."""
+"""`edge-runtime controller`: the controller's commands. `init` makes one, `sink` takes telemetry into a database, `broker` runs a broker."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Command:
 
     def configure(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="controller_command", metavar="COMMAND", required=True)
+        init = commands.add_parser("init", help="make a controller: keys, authority, certificates, broker configuration, database")
+        _configure_init(init)
         sink = commands.add_parser("sink", help="write every gateway's telemetry into a database", epilog=f"example: {self.example}")
         _configure_sink(sink)
         broker = commands.add_parser("broker", help="run a broker on the loopback: mosquitto when it is installed, else the embedded one")
@@ -33,8 +35,57 @@ class Command:
         broker.add_argument("--prefer", choices=("mosquitto", "amqtt"), default="mosquitto", help="default: %(default)s")
 
     def run(self, args: Namespace) -> int:
-        """Runs until SIGTERM or SIGINT."""
+        """`init` ends by itself, the others with SIGTERM or SIGINT."""
+        if args.controller_command == "init":
+            return _init(args)
         return _broker(args) if args.controller_command == "broker" else asyncio.run(_sink(args))
+
+
+def _configure_init(parser: ArgumentParser) -> None:
+    parser.description = "Makes a controller, or completes one; nothing that is there is made anew."
+    parser.add_argument("--dir", type=Path, required=True, metavar="DIR", help="the controller's folder")
+    parser.add_argument(
+        "--name", action="append", default=[], metavar="HOST", help="a name or address of this machine; several may be given"
+    )
+    parser.add_argument("--tenant", help="whose fleet it is (default: default)")
+    parser.add_argument("--database", metavar="URL", help="a file, or postgresql://USER@HOST/NAME (default: data/controller.db in DIR)")
+    parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="the first line encrypts the offline keys")
+    parser.add_argument("--new-token", action="store_true", help="make another API token where the first one was lost")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _init(args: Namespace) -> int:
+    from cloud_sync.controller.setup import initialize
+
+    given = _first_line(args.passphrase_file, "--passphrase-file")
+    passphrase = given.encode() if given else None
+    done = initialize(args.dir, args.name, tenant=args.tenant, database=args.database, passphrase=passphrase, new_token=args.new_token)
+    if args.json:
+        print(
+            json.dumps(
+                {
+                    "dir": str(done.folder),
+                    "tenant": done.tenant,
+                    "url": done.url,
+                    "made": done.made,
+                    "kept": done.kept,
+                    "token": done.token,
+                    "ca": str(done.folder / "ca/ca.pem"),
+                }
+            )
+        )
+        return 0
+    for word, things in (("made", done.made), ("kept", done.kept)):
+        if things:
+            print(f"{word}: {', '.join(things)}")
+    if done.token:
+        print(f"\nAPI token (approver), shown this once:\n  {done.token}")
+    print(f"\nNext:\n  edge-runtime controller run --dir {args.dir}")
+    if done.token:
+        print(f"  edge-runtime fleet login {done.url} --token {done.token} --ca {done.folder / 'ca/ca.pem'}")
+    if (done.folder / "keys/offline").exists():
+        print(f"\nMove {done.folder / 'keys/offline'} to a place that is not on this machine: it signs models and replaces any other key.")
+    return 0
 
 
 def _configure_sink(parser: ArgumentParser) -> None:
@@ -63,7 +114,7 @@ def _options(args: Namespace) -> MqttOptions:
         cert=args.cert,
         key=args.key,
         username=args.username,
-        password=_password(args.password_file),
+        password=_first_line(args.password_file, "--password-file"),
         protocol=args.protocol,
         receive_maximum=256,
         session_expiry_s=0,
@@ -74,13 +125,13 @@ def _port(args: Namespace) -> int:
     return args.port or (8883 if args.ca else 1883)
 
 
-def _password(path: Path | None) -> str | None:
+def _first_line(path: Path | None, option: str) -> str | None:
     if path is None:
         return None
     try:
         return path.read_text().partition("\n")[0]
     except OSError as err:
-        raise InputError(f"--password-file: cannot read {path}: {err.strerror}") from err
+        raise InputError(f"{option}: cannot read {path}: {err.strerror}") from err
 
 
 async def _sink(args: Namespace) -> int:

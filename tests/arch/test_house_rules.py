@@ -32,6 +32,9 @@ CLIENTS = {
     "sklearn": {"models/zoo/digits/data.py"},
     "securesystemslib": {"cloud_sync/controller/signing/keys.py"},
     "torch": {"models/zoo/bearing/train.py"},
+    "zeroconf": {"cloud_sync/discovery.py"},
+    "ifaddr": {"cloud_sync/discovery.py"},
+    "uvicorn": {"cloud_sync/controller/serving.py"},
 }
 
 
