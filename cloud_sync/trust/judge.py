@@ -146,6 +146,8 @@ def _refresh(request: Request) -> tuple[TimedUpdater, record.Record, int]:
 def _updater(request: Request, at_ns: int) -> TimedUpdater:
     folder = Path(request.trust_dir, "metadata")
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("tmp*"):  # what a killed updater was writing
+        left.unlink()
     with Path(request.trust_root).open("rb") as file:
         bootstrap = file.read(exchange.ROOT_MAX_BYTES + 1)
     return TimedUpdater(folder, BLOBS, FolderFetcher(Path(request.fetched), request.absent), bootstrap, at_ns)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,8 @@ Fetch = Callable[[str], Awaitable[bytes]]
 """Brings a blob by name, at most `blob_limit(name)` bytes. Raises FileNotFoundError when the controller says it has none of that name;
 anything else it raises ends the verification and reaches the caller of `verify`."""
 
+_PACKAGES = str(Path(__file__).resolve().parents[2])
+_INCOMING = "incoming-"
 _CHILD = "cloud_sync.trust.verify_process"
 _ANSWER_BYTES = 8 * 1024 * 1024
 _MAX_BLOBS = 2 * exchange.MAX_ROOT_ROTATIONS
@@ -73,23 +76,24 @@ class Verifier:
             text = f"a message of {len(message)} bytes; at most {exchange.MAX_MESSAGE_BYTES} are taken"
             raise DeploymentRefused(DeploymentReason.MALFORMED, text)
         async with self._busy:
-            folder = await asyncio.to_thread(self._lay_out, message)
+            folder, request = await asyncio.to_thread(self._lay_out, message, last_revision, now_wall_ns)
             try:
-                request = self._request(Path(folder.name), last_revision, now_wall_ns)
                 accepted = await self._converse(request, fetch)
                 document = await asyncio.to_thread(Path(accepted.document).read_bytes)
             finally:
                 await asyncio.to_thread(folder.cleanup)
         return _verified(accepted, document)
 
-    def _lay_out(self, message: bytes) -> tempfile.TemporaryDirectory[str]:
+    def _lay_out(self, message: bytes, last_revision: int, now_wall_ns: int) -> tuple[tempfile.TemporaryDirectory[str], Request]:
         try:
             self._trust_dir.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.TemporaryDirectory(prefix="incoming-", dir=self._trust_dir)
+            for left in self._trust_dir.glob(f"{_INCOMING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            folder = tempfile.TemporaryDirectory(prefix=_INCOMING, dir=self._trust_dir)
             Path(folder.name, "message").write_bytes(message)
         except OSError as err:
             raise StoreError(f"{self._trust_dir}: cannot keep what is fetched: {err.strerror}; free or mend the disk") from err
-        return folder
+        return folder, self._request(Path(folder.name), last_revision, now_wall_ns)
 
     def _request(self, folder: Path, last_revision: int, now_wall_ns: int) -> Request:
         return Request(
@@ -105,7 +109,7 @@ class Verifier:
         )
 
     async def _converse(self, request: Request, fetch: Fetch) -> Accepted:
-        with tempfile.TemporaryFile() as words:
+        with await asyncio.to_thread(tempfile.TemporaryFile) as words:
             child = await asyncio.create_subprocess_exec(
                 *[sys.executable, "-P", "-m", _CHILD, str(self._memory_mb)],
                 stdin=asyncio.subprocess.PIPE,
@@ -187,9 +191,9 @@ def _broken(text: str) -> DeploymentRefused:
 
 def _environment() -> dict[str, str]:
     """The child finds this very package first."""
-    root = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
-    return {**os.environ, "MALLOC_ARENA_MAX": "1", "PYTHONPATH": os.pathsep.join([root, inherited] if inherited else [root])}
+    path = os.pathsep.join([_PACKAGES, inherited] if inherited else [_PACKAGES])
+    return {**os.environ, "MALLOC_ARENA_MAX": "1", "PYTHONPATH": path}
 
 
 def _last_words(words: IO[bytes]) -> str:

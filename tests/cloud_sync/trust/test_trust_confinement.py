@@ -96,6 +96,16 @@ async def test_files_of_the_trust_folder_that_a_power_cut_damaged(world, damage)
     assert (await gateway.verify(world.sign(2))).desired.revision == 2
 
 
+async def test_leftovers_of_a_killed_verification_are_cleared_away(world) -> None:
+    gateway = world.gateway()
+    await gateway.verify(world.sign(1))
+    (gateway.trust_dir / "incoming-dead").mkdir()
+    (gateway.trust_dir / "incoming-dead" / "message").write_bytes(b"x")
+    (gateway.trust_dir / "metadata" / "tmpdead").write_bytes(b"x")
+    await gateway.verify(world.sign(2))
+    assert not [path for path in gateway.trust_dir.rglob("*") if "dead" in path.name]
+
+
 async def test_a_trust_root_that_is_missing(world) -> None:
     gateway = world.gateway()
     gateway.verifier = Verifier(gateway.trust_dir, "acme", "press-7", trust_root=world.tmp / "none.json")
