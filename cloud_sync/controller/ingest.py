@@ -58,11 +58,12 @@ class Span:
 
 @dataclass(slots=True)
 class Message:
-    """One message as it came; `acknowledge` tells the broker that it is safe."""
+    """One message as it came, at `arrived_s` of the loop's clock; `acknowledge` tells the broker that it is safe."""
 
     topic: str
     payload: bytes
     acknowledge: Callable[[], None]
+    arrived_s: float = 0.0
 
 
 @dataclass(slots=True)

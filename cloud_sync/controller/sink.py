@@ -65,6 +65,7 @@ class Sink:
         self._waiting: list[Message] = []
         self._waiting_bytes = 0
         self._reports_shed = False
+        self._committing_since_s = 0.0
         self._arrived = asyncio.Event()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="sink-writer")
         self.messages = 0
@@ -73,6 +74,8 @@ class Sink:
         self.rejected = 0
         self.shed = 0
         self.commits = 0
+        self.commit_s = 0.0
+        self.connected = False
         self.store_up = True
         self.store_failures = 0
 
@@ -91,6 +94,17 @@ class Sink:
         finally:
             self._writer.shutdown(wait=True)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Payload that waits for its commit."""
+        return self._waiting_bytes
+
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest message that is not committed yet has been here; 0 when there is none."""
+        since = self._committing_since_s or (self._waiting[0].arrived_s if self._waiting else 0.0)
+        return time.monotonic() - since if since else 0.0
+
     async def _attempt(self) -> str:
         try:
             session = await self._transport.connect()
@@ -100,6 +114,7 @@ class Sink:
         try:
             for topic_filter in self._filters:
                 await session.subscribe_deferred(topic_filter, self._receive)
+            self.connected = True
             self._on_ready(session)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._write(session), name="sink-write")
@@ -107,8 +122,9 @@ class Sink:
         except* (TransportError, DeadlineExceeded, StoreError) as group:
             reason = str(group.exceptions[0])
         finally:
+            self.connected = False
             self._waiting.clear()
-            self._waiting_bytes = 0
+            self._waiting_bytes, self._committing_since_s = 0, 0.0
             await session.close()
         return reason
 
@@ -118,7 +134,7 @@ class Sink:
             self._reports_shed = self._reports_shed or not topic.endswith("/tlm")
             acknowledge()
             return
-        self._waiting.append(Message(topic, payload, acknowledge))
+        self._waiting.append(Message(topic, payload, acknowledge, time.monotonic()))
         self._waiting_bytes += len(payload)
         self._arrived.set()
 
@@ -127,7 +143,9 @@ class Sink:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 group = await self._next_group()
+                self._committing_since_s = group[0].arrived_s
                 done = await self._store(group)
+                self._committing_since_s = 0.0
                 self._count(group, done)
                 crash_point("before_ack")
                 if acknowledging is not None:
@@ -142,6 +160,7 @@ class Sink:
         """Commits a group, however long the database is away."""
         loop, attempt, since = asyncio.get_running_loop(), 0, 0.0
         while True:
+            begun = loop.time()
             try:
                 done = await loop.run_in_executor(self._writer, commit, self._db, group, time.time_ns())
                 break
@@ -153,6 +172,7 @@ class Sink:
                 self.store_failures += 1
                 await asyncio.sleep(full_jitter_s(attempt, 0.1, _RETRY_MAX_S, random.random))
         self.store_up = True
+        self.commit_s += loop.time() - begun
         if attempt:
             _log.warning("store_up down_s=%.1f", loop.time() - since)
         return done
