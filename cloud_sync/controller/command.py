@@ -1,4 +1,4 @@
-"""`edge-runtime controller`: the controller's commands. `init` makes one, `sink` takes telemetry into a database, `broker` runs a broker."""
+"""`edge-runtime controller`: the controller's commands. `init` makes one, `sink` fills a database, `broker` runs a local broker."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from edge_runtime.errors import InputError
 if TYPE_CHECKING:
     from cloud_sync.controller.sink import SinkSession
     from cloud_sync.mqtt import MqttOptions
+
+_PASSPHRASE_IN = "EDGE_RUNTIME_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 
 class Command:
@@ -49,7 +51,7 @@ def _configure_init(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--tenant", help="whose fleet it is (default: default)")
     parser.add_argument("--database", metavar="URL", help="a file, or postgresql://USER@HOST/NAME (default: data/controller.db in DIR)")
-    parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="the first line encrypts the offline keys")
+    parser.add_argument("--passphrase", action="store_true", help=f"encrypt the offline keys: ask for one, or take ${_PASSPHRASE_IN}")
     parser.add_argument("--new-token", action="store_true", help="make another API token where the first one was lost")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -57,8 +59,7 @@ def _configure_init(parser: ArgumentParser) -> None:
 def _init(args: Namespace) -> int:
     from cloud_sync.controller.setup import initialize
 
-    given = _first_line(args.passphrase_file, "--passphrase-file")
-    passphrase = given.encode() if given else None
+    passphrase = _passphrase() if args.passphrase else None
     done = initialize(args.dir, args.name, tenant=args.tenant, database=args.database, passphrase=passphrase, new_token=args.new_token)
     if args.json:
         print(
@@ -88,6 +89,15 @@ def _init(args: Namespace) -> int:
     return 0
 
 
+def _passphrase() -> bytes:
+    from getpass import getpass
+
+    given = os.environ.get(_PASSPHRASE_IN) or getpass("passphrase for the offline keys: ")
+    if not given:
+        raise InputError(f"--passphrase: expected one, on the terminal or in ${_PASSPHRASE_IN}")
+    return given.encode()
+
+
 def _configure_sink(parser: ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the broker (default: %(default)s)")
     parser.add_argument("--port", type=int, help="its port (default: 1883, or 8883 with --ca)")
@@ -114,7 +124,7 @@ def _options(args: Namespace) -> MqttOptions:
         cert=args.cert,
         key=args.key,
         username=args.username,
-        password=_first_line(args.password_file, "--password-file"),
+        password=_password(args.password_file),
         protocol=args.protocol,
         receive_maximum=256,
         session_expiry_s=0,
@@ -125,13 +135,13 @@ def _port(args: Namespace) -> int:
     return args.port or (8883 if args.ca else 1883)
 
 
-def _first_line(path: Path | None, option: str) -> str | None:
+def _password(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
         return path.read_text().partition("\n")[0]
     except OSError as err:
-        raise InputError(f"{option}: cannot read {path}: {err.strerror}") from err
+        raise InputError(f"--password-file: cannot read {path}: {err.strerror}") from err
 
 
 async def _sink(args: Namespace) -> int:

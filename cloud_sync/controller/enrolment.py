@@ -33,7 +33,7 @@ from cloud_sync.controller.authority import (
 )
 from cloud_sync.controller.context import Context
 from cloud_sync.controller.schema import certificates, gateways, join_tokens
-from cloud_sync.controller.settings import CONTROLLER
+from cloud_sync.controller.settings import RESERVED
 from cloud_sync.controller.signing.files import locked, replace
 from cloud_sync.controller.upsert import upsert
 from edge_runtime.errors import InputError
@@ -373,8 +373,8 @@ def _read(csr: str) -> Request:
 
 
 def _check_name(name: str) -> None:
-    if not is_name(name) or name == CONTROLLER:
-        raise InputError(f"{name!r:.100} cannot be a gateway's name; expected {NAME_RULE}, and not `{CONTROLLER}`")
+    if not is_name(name) or name in RESERVED:
+        raise InputError(f"{name!r:.100} cannot be a gateway's name; expected {NAME_RULE}, and not {' or '.join(RESERVED)}")
 
 
 def _refused_token(message: str, *, guessed: bool = False) -> EnrolmentRefused:

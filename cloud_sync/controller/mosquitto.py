@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-from cloud_sync.controller.settings import CONTROLLER, Settings
+from cloud_sync.controller.settings import RESERVED, Settings
 from cloud_sync.controller.signing.files import replace
 from cloud_sync.messages import MAX_MESSAGE_BYTES
 from cloud_sync.topics import ROOT
@@ -63,11 +63,9 @@ def configuration(settings: Settings) -> str:
 
 def access_list(tenant: str, denied: Iterable[str] = ()) -> str:
     """Who may read and write which topics. `denied` are gateways without a valid certificate: a session they still have falls silent."""
+    own = [line for name in RESERVED for line in (f"user {name}", f"topic readwrite {ROOT}/{tenant}/#", "topic read $SYS/#", "")]
     lines = [
-        f"user {CONTROLLER}",
-        f"topic readwrite {ROOT}/{tenant}/#",
-        "topic read $SYS/#",
-        "",
+        *own,
         f"pattern read {ROOT}/{tenant}/g/%u/dn/#",
         f"pattern write {ROOT}/{tenant}/g/%u/up/#",
     ]

@@ -13,8 +13,10 @@ from edge_runtime.config.positions import parse_document
 from edge_runtime.errors import ConfigError, InputError, Problem
 
 FILE = "controller.yaml"
-CONTROLLER = "controller"
-"""The controller's own name at the broker; no gateway may have it."""
+CONTROLLER, PUBLISHER = "controller", "controller-publisher"
+"""The controller's own names at the broker, which takes one connection of a name: for what comes in, and for what goes out."""
+RESERVED = (CONTROLLER, PUBLISHER)
+"""Names that no gateway may have."""
 
 Identifier = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="letters, digits, _ . -; no / + #")]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -33,8 +35,12 @@ class ApiSpec(_Document, frozen=True, kw_only=True):
 
 
 class BrokerSpec(_Document, frozen=True, kw_only=True):
-    """Where the broker listens. `public_host` is what gateways are told when they reach it by another name than the API."""
+    """Where the broker listens. `public_host` is what gateways are told when they reach it by another name than the API.
 
+    `run`: mosquitto beside the controller, the embedded broker (on the loopback, without TLS: to try things out), or somebody else's.
+    """
+
+    run: Literal["mosquitto", "embedded", "none"] = "mosquitto"
     host: Host = ""
     port: Port = 8883
     public_host: Host = ""
@@ -110,14 +116,9 @@ class Settings:
     def server_key(self) -> Path:
         return self.folder / "ca/server.key"
 
-    @property
-    def client_cert(self) -> Path:
-        """By which the controller shows itself to its broker."""
-        return self.folder / "ca/controller.pem"
-
-    @property
-    def client_key(self) -> Path:
-        return self.folder / "ca/controller.key"
+    def client(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key by which the controller shows itself to its broker, as one of `RESERVED`."""
+        return self.folder / f"ca/{name}.pem", self.folder / f"ca/{name}.key"
 
     @property
     def mosquitto_conf(self) -> Path:

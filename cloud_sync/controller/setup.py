@@ -19,7 +19,7 @@ from cloud_sync.controller import audit, mosquitto
 from cloud_sync.controller.authority import Authority, moment
 from cloud_sync.controller.engine import open_database
 from cloud_sync.controller.schema import api_tokens
-from cloud_sync.controller.settings import CONTROLLER, FILE, Settings, load
+from cloud_sync.controller.settings import FILE, RESERVED, Settings, load
 from cloud_sync.controller.signing.files import is_changing, replace
 from cloud_sync.controller.tokens import Role, create_token
 from cloud_sync.discovery import addresses
@@ -69,12 +69,14 @@ def initialize(
 
 
 def open_authority(settings: Settings, now_wall_ns: int | None = None) -> Authority:
-    """The authority of a controller that was initialised; renews the controller's own certificates in their last third. Run at start
-    and every day."""
+    """The authority of a controller that was initialised. Renews the controller's own certificates in their last third and writes the
+    broker's configuration by the settings. To be called at start and every day."""
     authority = Authority(settings.ca, settings.ca_key)
     now = moment(time.time_ns() if now_wall_ns is None else now_wall_ns)
     authority.ensure_server(settings.server_cert, settings.server_key, server_names(settings), now)
-    authority.ensure_client(settings.client_cert, settings.client_key, CONTROLLER, now)
+    for name in RESERVED:
+        authority.ensure_client(*settings.client(name), name, now)
+    mosquitto.write_configuration(settings)
     return authority
 
 
@@ -141,7 +143,8 @@ def _make_identity(settings: Settings, outcome: Outcome) -> None:
     outcome.note("certificate authority", made)
     authority = Authority(settings.ca, settings.ca_key)
     outcome.note("server certificate", authority.ensure_server(settings.server_cert, settings.server_key, server_names(settings), now))
-    outcome.note("controller certificate", authority.ensure_client(settings.client_cert, settings.client_key, CONTROLLER, now))
+    own = [authority.ensure_client(*settings.client(name), name, now) for name in RESERVED]
+    outcome.note("controller certificates", any(own))
     if not settings.crl.exists():
         replace(settings.crl, authority.revocations((), now))
 
