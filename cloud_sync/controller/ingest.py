@@ -161,7 +161,8 @@ def read_batch(batch: PackedBatch) -> list[Record]:
             raise InputError(f"record seq {record.seq} is outside 0..2^63-1")
         if len(record.kind) > _MAX_KIND or "\0" in record.kind:
             raise InputError(f"record kind of {len(record.kind)} characters, or with a NUL")
-        if not all(_LOWEST <= stamp <= _HIGHEST for stamp in (record.mono_ns, record.wall_ns, record.wall_err_ns)):
+        lowest, highest = min(record.mono_ns, record.wall_ns, record.wall_err_ns), max(record.mono_ns, record.wall_ns, record.wall_err_ns)
+        if lowest < _LOWEST or highest > _HIGHEST:
             raise InputError(f"record {record.seq} has a time outside 64 bits")
     return records
 
