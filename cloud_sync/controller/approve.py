@@ -9,7 +9,10 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-_PASSPHRASE = "EDGE_RUNTIME_PASSPHRASE"
+from edge_runtime.errors import InputError
+
+VARIABLE = "EDGE_RUNTIME_PASSPHRASE"
+"""Where a passphrase may lie for a program that cannot be asked."""
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -17,7 +20,7 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, nargs="+", metavar="TAR", help="bundles as tar: edge-runtime model pack BUNDLE --out TAR")
     parser.add_argument("--dir", type=Path, required=True, metavar="DIR", help="the controller's folder")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="the offline keys (default: DIR/keys/offline)")
-    parser.add_argument("--passphrase", action="store_true", help=f"the keys are encrypted: ask, or take ${_PASSPHRASE}")
+    parser.add_argument("--passphrase", action="store_true", help=f"the keys are encrypted: ask, or take ${VARIABLE}")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -26,7 +29,7 @@ def run(args: Namespace) -> int:
     from cloud_sync.controller.signing import KeyRing, Repository
 
     repository = Repository.open(args.dir)
-    keys = KeyRing(args.keys or repository.offline_keys, _passphrase() if args.passphrase else None)
+    keys = KeyRing(args.keys or repository.offline_keys, passphrase() if args.passphrase else None)
     approved = [repository.approve(bundle, keys) for bundle in args.bundle]
     if args.json:
         sys.stdout.write(
@@ -38,5 +41,9 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _passphrase() -> bytes:
-    return (os.environ.get(_PASSPHRASE) or getpass.getpass("passphrase of the offline keys: ")).encode()
+def passphrase() -> bytes:
+    """The passphrase of the offline keys, from the environment or the terminal. Raises InputError for an empty one."""
+    given = os.environ.get(VARIABLE) or getpass.getpass("passphrase of the offline keys: ")
+    if not given:
+        raise InputError(f"--passphrase: expected one, on the terminal or in ${VARIABLE}")
+    return given.encode()

@@ -1,35 +1,44 @@
-"""`edge-runtime controller`: the controller's commands. `init` makes one, `sink` fills a database, `broker` runs a local broker."""
+"""`edge-runtime controller`: the controller's commands. `init` makes one, `run` runs it, `approve` signs models offline; `sink` and `broker`
+are its parts alone, to try things out."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
+import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloud_sync.controller import approve
 from edge_runtime.errors import InputError
 
 if TYPE_CHECKING:
     from cloud_sync.controller.sink import SinkSession
     from cloud_sync.mqtt import MqttOptions
 
-_PASSPHRASE_IN = "EDGE_RUNTIME_PASSPHRASE"  # noqa: S105 - the name of a variable
+_SINK_EXAMPLE = "example: edge-runtime controller sink --host 127.0.0.1 --port 1883 --database sink.db"
 
 
 class Command:
     """Dispatches to the controller's subcommands."""
 
-    summary = "the controller's side: take telemetry of gateways into a database"
-    example = "edge-runtime controller sink --host 127.0.0.1 --port 1883 --database sink.db"
+    summary = "set up and run the controller of a fleet"
+    example = "edge-runtime controller init --dir controller && edge-runtime controller run --dir controller"
 
     def configure(self, parser: ArgumentParser) -> None:
         commands = parser.add_subparsers(dest="controller_command", metavar="COMMAND", required=True)
         init = commands.add_parser("init", help="make a controller: keys, authority, certificates, broker configuration, database")
         _configure_init(init)
-        sink = commands.add_parser("sink", help="write every gateway's telemetry into a database", epilog=f"example: {self.example}")
+        run = commands.add_parser("run", help="run the controller: telemetry in, deployments out, REST API, broker")
+        run.add_argument("--dir", type=Path, required=True, metavar="DIR", help="the controller's folder")
+        run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: %(default)s")
+        approve.configure(commands.add_parser("approve", help="sign models with the offline keys, so that they may be pushed"))
+        sink = commands.add_parser("sink", help="write every gateway's telemetry into a database", epilog=_SINK_EXAMPLE)
         _configure_sink(sink)
         broker = commands.add_parser("broker", help="run a broker on the loopback: mosquitto when it is installed, else the embedded one")
         broker.add_argument("--port", type=int, default=1883, help="default: %(default)s")
@@ -38,9 +47,16 @@ class Command:
 
     def run(self, args: Namespace) -> int:
         """`init` ends by itself, the others with SIGTERM or SIGINT."""
-        if args.controller_command == "init":
-            return _init(args)
-        return _broker(args) if args.controller_command == "broker" else asyncio.run(_sink(args))
+        commands: dict[str, Callable[[Namespace], int]] = {"init": _init, "run": _run, "approve": approve.run, "broker": _broker}
+        return commands[args.controller_command](args) if args.controller_command in commands else asyncio.run(_sink(args))
+
+
+def _run(args: Namespace) -> int:
+    from cloud_sync.controller.run import run
+
+    logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    asyncio.run(run(args.dir))
+    return 0
 
 
 def _configure_init(parser: ArgumentParser) -> None:
@@ -51,7 +67,7 @@ def _configure_init(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--tenant", help="whose fleet it is (default: default)")
     parser.add_argument("--database", metavar="URL", help="a file, or postgresql://USER@HOST/NAME (default: data/controller.db in DIR)")
-    parser.add_argument("--passphrase", action="store_true", help=f"encrypt the offline keys: ask for one, or take ${_PASSPHRASE_IN}")
+    parser.add_argument("--passphrase", action="store_true", help=f"encrypt the offline keys: ask for one, or take ${approve.VARIABLE}")
     parser.add_argument("--new-token", action="store_true", help="make another API token where the first one was lost")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -59,7 +75,7 @@ def _configure_init(parser: ArgumentParser) -> None:
 def _init(args: Namespace) -> int:
     from cloud_sync.controller.setup import initialize
 
-    passphrase = _passphrase() if args.passphrase else None
+    passphrase = approve.passphrase() if args.passphrase else None
     done = initialize(args.dir, args.name, tenant=args.tenant, database=args.database, passphrase=passphrase, new_token=args.new_token)
     if args.json:
         print(
@@ -87,15 +103,6 @@ def _init(args: Namespace) -> int:
     if (done.folder / "keys/offline").exists():
         print(f"\nMove {done.folder / 'keys/offline'} to a place that is not on this machine: it signs models and replaces any other key.")
     return 0
-
-
-def _passphrase() -> bytes:
-    from getpass import getpass
-
-    given = os.environ.get(_PASSPHRASE_IN) or getpass("passphrase for the offline keys: ")
-    if not given:
-        raise InputError(f"--passphrase: expected one, on the terminal or in ${_PASSPHRASE_IN}")
-    return given.encode()
 
 
 def _configure_sink(parser: ArgumentParser) -> None:
