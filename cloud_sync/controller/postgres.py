@@ -29,6 +29,7 @@ _COMMAND_S = 30.0
 _CLOSE_S = 2.0
 _MAX_ROWS = 20_000
 _MAX_BYTES = 16 * 1024 * 1024
+_DURABLE = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 _INCOMING = "CREATE TEMPORARY TABLE incoming (LIKE records) ON COMMIT DELETE ROWS"
 _TAKE_OVER = """WITH added AS (
         INSERT INTO records SELECT * FROM incoming ORDER BY tenant, gateway, boot, seq ON CONFLICT DO NOTHING
@@ -51,11 +52,16 @@ _STATE = """INSERT INTO gateways AS g (tenant, gateway, state, state_boot, state
 
 
 async def connect(address: Address, command_timeout_s: float | None = None) -> Connection:
-    """One connection. Raises StoreError when the server cannot be reached or refuses; the password is not in the message."""
+    """One connection whose commits wait for the disk, also where the server's default is not to.
+
+    Raises StoreError when the server cannot be reached or refuses; the password is not in the message.
+    """
     asyncpg = _library()
     settings = {"application_name": "edge-runtime controller"}
     try:
-        return await asyncpg.connect(address.dsn, timeout=_CONNECT_S, command_timeout=command_timeout_s, server_settings=settings)
+        made = await asyncpg.connect(address.dsn, timeout=_CONNECT_S, command_timeout=command_timeout_s, server_settings=settings)
+        await made.execute(_DURABLE)
+        return made
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as err:
         raise StoreError(f"{address.shown}: cannot connect: {err or type(err).__name__}") from err
     except ValueError as err:

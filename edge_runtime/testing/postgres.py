@@ -37,7 +37,10 @@ def find_postgres() -> Path | None:
 
 
 class PostgresServer:
-    """One server. `durable` keeps its fsyncs, which benchmarks need and tests that kill only processes do not."""
+    """One server. `durable` keeps its fsyncs, which benchmarks need and tests that kill only processes do not.
+
+    Otherwise its default is not to wait for its log at a commit, so that a test sees who relies on that default.
+    """
 
     def __init__(self, *, durable: bool = False, options: Sequence[str] = ()) -> None:
         """Makes the cluster and starts it. Raises InputError when PostgreSQL is not installed."""
