@@ -31,7 +31,7 @@ async def gateways(
 ) -> list[dict[str, Any]]:
     """Gateways by name. `after` is the last name seen. A state over 16 KiB is cut to its ledger and deployment."""
     table = schema.gateways
-    query = select(table).where(table.c.tenant == tenant, table.c.gateway > after).order_by(table.c.gateway).limit(_bounded(limit))
+    query = select(table).where(table.c.tenant == tenant, table.c.gateway > _text(after)).order_by(table.c.gateway).limit(_bounded(limit))
     if online is not None:
         query = query.where(table.c.online.is_(online))
     async with engine.connect() as connection:
@@ -40,7 +40,7 @@ async def gateways(
 
 async def gateway(engine: AsyncEngine, tenant: str, name: str) -> dict[str, Any] | None:
     """One gateway with its whole newest state and its certificates, or None."""
-    table, certificates = schema.gateways, schema.certificates
+    table, certificates, name = schema.gateways, schema.certificates, _text(name)
     of_it = (certificates.c.tenant == tenant, certificates.c.gateway == name)
     async with engine.connect() as connection:
         row = (await connection.execute(select(table).where(table.c.tenant == tenant, table.c.gateway == name))).one_or_none()
@@ -55,7 +55,7 @@ async def accounts(engine: AsyncEngine, tenant: str, name: str, *, recount: bool
     `holes` are the numbers missing between the lowest and the highest seq of a boot. `recount` counts the records themselves,
     which takes as long as there are records.
     """
-    rows, known, quarantine = schema.boots, schema.gateways, schema.quarantine
+    rows, known, quarantine, name = schema.boots, schema.gateways, schema.quarantine, _text(name)
     query = select(rows.c.boot, rows.c.rows, rows.c.first_seq, rows.c.last_seq).where(rows.c.tenant == tenant, rows.c.gateway == name)
     query = _recount(tenant, name) if recount else query.order_by(rows.c.first_wall_ns.desc()).limit(_MAX_BOOTS)
     async with engine.connect() as connection:
@@ -95,7 +95,7 @@ async def records(
 
     `kind` is a RecordKind's name or letter. Raises InputError for an unknown kind or a cursor that is none.
     """
-    table, limit = schema.records, _bounded(limit)
+    table, name, limit = schema.records, _text(name), _bounded(limit)
     order = (table.c.wall_ns, table.c.boot, table.c.seq)
     query = select(table).where(table.c.tenant == tenant, table.c.gateway == name).order_by(*order).limit(limit)
     if kind is not None:
@@ -117,7 +117,7 @@ async def records(
 
 async def desired(engine: AsyncEngine, tenant: str, name: str, *, before: int | None = None, limit: int = 100) -> list[dict[str, Any]]:
     """Every revision offered to one gateway, newest first, without its signed message. `before` is the last revision seen."""
-    table = schema.desired
+    table, name = schema.desired, _text(name)
     columns = [column for column in table.c if column.name != "message"]
     query = select(*columns).where(table.c.tenant == tenant, table.c.gateway == name)
     if before is not None:
@@ -129,7 +129,7 @@ async def desired(engine: AsyncEngine, tenant: str, name: str, *, before: int | 
 
 async def quarantined(engine: AsyncEngine, tenant: str, name: str, *, limit: int = 100) -> list[dict[str, Any]]:
     """Batches of one gateway that could not be read, newest first, without their payload."""
-    table = schema.quarantine
+    table, name = schema.quarantine, _text(name)
     query = select(table.c.boot, table.c.first_seq, table.c.reason, table.c.received_wall_ns).where(
         table.c.tenant == tenant, table.c.gateway == name
     )
@@ -215,9 +215,14 @@ def _cursor(text: str) -> tuple[int, str, int]:
     wall_ns, _, rest = text.partition(":")
     seq, _, boot = rest.partition(":")
     try:
-        return _stamp(int(wall_ns)), boot.replace("\0", ""), _stamp(int(seq))
+        return _stamp(int(wall_ns)), _text(boot), _stamp(int(seq))
     except ValueError as err:
         raise InputError(f"expected `after` as `next` of the page before gave it, got {text[:80]!r}") from err
+
+
+def _text(name: str) -> str:
+    """Without what PostgreSQL refuses even to look for."""
+    return name.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
 def _stamp(value: int) -> int:
