@@ -1,5 +1,5 @@
-"""`edge-runtime controller`: the controller's commands. `init` makes one, `run` runs it, `approve` signs models offline; `sink` and `broker`
-are its parts alone, to try things out."""
+"""`edge-runtime controller`: `init` makes a controller, `run` runs it, `approve` signs models offline; `sink` and `broker` are parts of it
+alone, to try things out."""
 
 from __future__ import annotations
 
