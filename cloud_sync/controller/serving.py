@@ -33,6 +33,8 @@ def server(app: ASGIApp, settings: Settings, **options: Any) -> uvicorn.Server:
         "http": CertificateProtocol,
         "ws": "none",
         "lifespan": "off",
+        "ssl_certfile": settings.server_cert,
+        "ssl_keyfile": settings.server_key,
         "server_header": False,
         "access_log": False,
         "log_config": None,
@@ -68,10 +70,6 @@ class _Config(uvicorn.Config):
     def __init__(self, context: ssl.SSLContext, app: ASGIApp, **options: Any) -> None:
         super().__init__(app, **options)
         self._context = context
-
-    @property
-    def is_ssl(self) -> bool:
-        return True
 
     def load(self) -> None:
         super().load()
