@@ -1,126 +1,120 @@
-"""Post-training quantization by onnxruntime, with the settings that measure well: QDQ, opset 21, per channel, U8S8 on x86, S8S8 elsewhere.
+"""Float ONNX to INT8 in QDQ form, with the settings that measure well: per channel, uint8 activations on x86, symmetric int8 elsewhere.
 
-The library's defaults (S8S8, per tensor) gain nothing on x86 and lost 6.4 points on skewed channels. The only module that imports
-onnxruntime.quantization.
+The library's defaults (int8 both, per tensor) gain nothing on x86 and lost 6.4 points on skewed channels. Takes ranges, finds none. The
+only module that imports onnxruntime.quantization.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
 
 from edge_runtime.errors import InputError, MissingDependency, ModelRefused, RefusalReason
-from edge_runtime.types import Array, TensorInfo
 from models.qdq import OPSET, Target
-from models.quantize.samples import Samples
+from models.quantize.calibration import Ranges
 
-Method = Literal["minmax", "entropy", "percentile"]
-METHODS: tuple[Method, ...] = ("minmax", "entropy", "percentile")
+OLDEST_OPSET = 13
+"""The first whose QuantizeLinear has a scale per channel."""
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
-_QUANTIZED = (
-    *_WEIGHTED,
-    "Relu",
-    "Add",
-    "Mul",
-    "Concat",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "Clip",
-    "Reshape",
-    "Flatten",
-    "Transpose",
-)
+_PASSED_THROUGH = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad", "MaxPool")
+_COMPUTED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool")
+_QUANTIZED = (*_WEIGHTED, *_PASSED_THROUGH, *_COMPUTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to quantize. `keep_float` are names of nodes."""
+    """How to quantize. `method` found the ranges; `keep_float` are names of nodes, `only` (when not empty) those to quantize."""
 
     target: Target = "x86"
-    method: Method = "minmax"
+    method: str = "minmax"
     per_channel: bool = True
     keep_float: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether the zero point of activations is 0."""
+        return self.target != "x86"
 
-def prepare(source: Path, target: Path) -> None:
-    """Shapes inferred, constants folded, opset 21, every node named. Raises ModelRefused(LOAD_FAILED | UNSUPPORTED_FORMAT)."""
+
+def prepare(source: Path, target: Path, opset: int = OPSET) -> None:
+    """Shapes inferred, constants and normalizations folded, in `opset`, every node named.
+
+    Raises ModelRefused(UNSUPPORTED_FORMAT) for one that cannot be had in that opset, ModelRefused(LOAD_FAILED) for the rest.
+    """
     onnx, quantization = _import()
+    model = _in_opset(onnx, onnx.load(str(source), load_external_data=False), source.name, opset)
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
     try:
-        model = onnx.load(str(source), load_external_data=False)
-        version = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-        if version > OPSET:
-            raise ModelRefused(
-                RefusalReason.UNSUPPORTED_FORMAT, f"{source.name}: opset {version} is newer than {OPSET}; export it with {OPSET}"
-            )
-        if version < OPSET:
-            model = onnx.version_converter.convert_version(model, OPSET)
-        model.ir_version = min(max(model.ir_version, 10), 10)
-        for index, node in enumerate(model.graph.node):
-            node.name = node.name or f"{node.op_type}_{index}"
         onnx.save(model, str(target))
         with _quiet():
             quantization.shape_inference.quant_pre_process(str(target), str(target), skip_symbolic_shape=True)
-    except ModelRefused:
-        raise
     except Exception as err:  # border: onnx and onnxruntime raise whatever their C++ does
-        raise ModelRefused(RefusalReason.LOAD_FAILED, f"{source.name} cannot be prepared: {str(err).splitlines()[0][:300]}") from err
+        raise ModelRefused(RefusalReason.LOAD_FAILED, f"{source.name} cannot be prepared: {_first_line(err)}") from err
 
 
 def layers(prepared: Path) -> list[tuple[str, str]]:
-    """(name, operator) of every node with weights."""
+    """(name, operator) of every node that INT8 kernels multiply in."""
     onnx, _ = _import()
     model = onnx.load(str(prepared))
     return [(node.name, node.op_type) for node in model.graph.node if node.op_type in _WEIGHTED]
 
 
-def quantize(prepared: Path, target: Path, recipe: Recipe, calibration: Samples, tensors: Sequence[TensorInfo]) -> None:
+def quantize(prepared: Path, target: Path, recipe: Recipe, ranges: Ranges) -> None:
     """Writes the INT8 graph. Raises InputError for unknown names in `keep_float`, ModelRefused when the library gives up."""
-    _, quantization = _import()
+    onnx, quantization = _import()
     known = {name for name, _ in layers(prepared)}
     unknown = [name for name in recipe.keep_float if name not in known]
     if unknown:
         raise InputError(f"--keep-float: no layer `{unknown[0]}` (layers: {', '.join(sorted(known))})")
-    kinds = quantization.QuantType
-    methods = quantization.CalibrationMethod
-    x86 = recipe.target == "x86"
+    kinds, limits = quantization.QuantType, {name: tuple(map(np.float32, pair)) for name, pair in ranges.items()}
     try:
         with _quiet():
-            quantization.quantize_static(
-                str(prepared),
-                str(target),
-                _reader(quantization, calibration, tensors),
-                quant_format=quantization.QuantFormat.QDQ,
-                activation_type=kinds.QUInt8 if x86 else kinds.QInt8,
-                weight_type=kinds.QInt8,
+            quantizer = quantization.QDQQuantizer(
+                onnx.shape_inference.infer_shapes(onnx.load(str(prepared))),
                 per_channel=recipe.per_channel,
-                calibrate_method={"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}[recipe.method],
-                op_types_to_quantize=list(_QUANTIZED),
+                reduce_range=False,
+                weight_qType=kinds.QInt8,
+                activation_qType=kinds.QInt8 if recipe.symmetric else kinds.QUInt8,
+                tensors_range=quantization.TensorsData(quantization.CalibrationMethod.MinMax, limits),
+                nodes_to_quantize=list(recipe.only),
                 nodes_to_exclude=list(recipe.keep_float),
-                nodes_to_quantize=list(recipe.only) or None,
-                extra_options={"ActivationSymmetric": not x86, "WeightSymmetric": True},
+                op_types_to_quantize=list(_QUANTIZED),
+                extra_options={"ActivationSymmetric": recipe.symmetric, "WeightSymmetric": True},
             )
+            quantizer.quantize_model()
+        quantizer.model.save_model_to_file(str(target))
     except Exception as err:  # border: onnx and onnxruntime raise whatever their C++ does
-        raise ModelRefused(RefusalReason.LOAD_FAILED, f"onnxruntime does not quantize it: {str(err).splitlines()[0][:300]}") from err
+        raise ModelRefused(RefusalReason.LOAD_FAILED, f"onnxruntime does not quantize it: {_first_line(err)}") from err
 
 
-def _reader(quantization: Any, samples: Samples, tensors: Sequence[TensorInfo]) -> Any:
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # untyped library
-        def __init__(self) -> None:
-            self._feeds = samples.feeds(tensors)
+def _in_opset(onnx: Any, model: Any, name: str, opset: int) -> Any:
+    version = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if version > opset:
+        raise ModelRefused(
+            RefusalReason.UNSUPPORTED_FORMAT, f"{name}: opset {version} is newer than {opset}; export it with {opset} or lower"
+        )
+    if version < opset:
+        try:
+            model = onnx.version_converter.convert_version(model, opset)
+        except Exception as err:  # border: the converter's C++
+            why = f"{name}: opset {version} cannot be converted to {opset} ({_first_line(err)}); export it with {opset}"
+            raise ModelRefused(RefusalReason.UNSUPPORTED_FORMAT, why) from err
+    model.ir_version = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    return model
 
-        def get_next(self) -> dict[str, Array] | None:
-            feed = next(self._feeds, None)
-            return None if feed is None else {tensor.name: array for tensor, array in zip(tensors, feed, strict=True)}
 
-    return Reader()
+def _first_line(err: Exception) -> str:
+    return (str(err).splitlines() or [type(err).__name__])[0][:300]
 
 
 @contextmanager
