@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from cloud_sync.mqtt import MqttOptions, open_transport
+from cloud_sync.renewal import open_renewer
 from cloud_sync.session import Uplink, UplinkSettings
 from cloud_sync.topics import GatewayTopics
 from edge_runtime.clock import Clock
 from edge_runtime.errors import InputError
 from edge_runtime.ports import DeploymentHost, Outbox, StateReport
 from edge_runtime.types import LinkSettings
+
+if TYPE_CHECKING:
+    from cloud_sync.agent import SyncAgent
 
 
 def mqtt_uplink(
@@ -44,14 +50,49 @@ def mqtt_uplink(
         max_bytes_per_day=settings.max_bytes_per_day,
     )
     topics = GatewayTopics(settings.tenant, settings.gateway)
-    return Uplink(
+    renewer = open_renewer(settings, clock)
+    reporter = _Reporter()
+    agent = _open_agent(settings, host, topics, clock, reporter.report)
+    uplink = Uplink(
         outbox,
         open_transport(options),
         topics,
         settings.boot,
         clock,
         version=settings.version,
-        state=state,
+        state=state if agent is None else lambda: _merged(agent, state()),
         on_link=on_link,
         settings=limits,
+        companions=() if agent is None else (agent.serve,),
+        beside=() if renewer is None else (renewer.run,),
     )
+    reporter.uplink = uplink
+    return uplink
+
+
+class _Reporter:
+    """Passes the agent's wish to report on to the uplink, which is made after it."""
+
+    uplink: Uplink | None = None
+
+    def report(self) -> None:
+        if self.uplink is not None:
+            self.uplink.report()
+
+
+def _open_agent(
+    settings: LinkSettings, host: DeploymentHost | None, topics: GatewayTopics, clock: Clock, report: Callable[[], None]
+) -> SyncAgent | None:
+    """The sync agent, where deployments are trusted by somebody's root and there is a host to take them."""
+    if host is None or settings.trust_root is None:
+        return None
+    from cloud_sync.agent import SyncAgent
+    from cloud_sync.trust import Verifier
+
+    folder = Path(settings.state_dir) / "sync"
+    verifier = Verifier(folder / "trust", settings.tenant, settings.gateway, trust_root=Path(settings.trust_root))
+    return SyncAgent(host, verifier, topics, folder, clock, report)
+
+
+def _merged(agent: SyncAgent, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {**facts, "status": agent.merged(facts.get("status", {}))}

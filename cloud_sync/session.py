@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -31,6 +31,9 @@ _GOODBYE_S = 0.5
 _PACKET_SLACK = 256
 _STATE_SPREAD = 0.5
 _RETRY_CAP_FACTOR = 8
+
+
+Companion = Callable[[TransportSession], Coroutine[Any, Any, None]]
 
 
 class UplinkSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +72,10 @@ class UplinkCounters(msgspec.Struct):
 
 
 class Uplink:
-    """Runs until cancelled. `state` supplies {"ledger": {...}, "status": {...}}; `on_link` hears of every change of the link."""
+    """Runs until cancelled. `state` supplies {"ledger": {...}, "status": {...}}; `on_link` hears of every change of the link.
+
+    `companions` run on every session and end with it; jobs in `beside` run whether there is a link or not.
+    """
 
     def __init__(
         self,
@@ -83,6 +89,8 @@ class Uplink:
         state: Callable[[], Mapping[str, Any]] = dict,
         on_link: Callable[[bool, str], None] = lambda up, detail: None,
         on_command: MessageHandler | None = None,
+        companions: Sequence[Companion] = (),
+        beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
         settings: UplinkSettings | None = None,
         draw: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -100,6 +108,8 @@ class Uplink:
         self._state = state
         self._on_link = on_link
         self._on_command = on_command
+        self._companions = companions
+        self._beside = beside
         self._draw = draw
         self._sleep = sleep
         self._counters = UplinkCounters()
@@ -139,6 +149,8 @@ class Uplink:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._delete_acknowledged(), name="uplink-acknowledged")
             tasks.create_task(self._keep_connected(), name="uplink-connection")
+            for job in self._beside:
+                tasks.create_task(job(), name="uplink-beside")
 
     # -- the link ---------------------------------------------------------------------------------------------------------
 
@@ -170,6 +182,8 @@ class Uplink:
                 for lane in range(max(1, min(self.settings.lanes, session.max_inflight))):
                     tasks.create_task(self._lane(session), name=f"uplink-lane-{lane}")
                 tasks.create_task(self._report_state(session), name="uplink-state")
+                for companion in self._companions:
+                    tasks.create_task(companion(session), name="uplink-companion")
                 tasks.create_task(_raise_when_closed(session), name="uplink-watch")
         except* (TransportError, DeadlineExceeded, StoreError) as group:
             reason = str(group.exceptions[0])

@@ -36,13 +36,14 @@ class Command:
         _configure_init(init)
         run = commands.add_parser("run", help="run the controller: telemetry in, deployments out, REST API, broker")
         run.add_argument("--dir", type=Path, required=True, metavar="DIR", help="the controller's folder")
+        run.add_argument("--no-broker", action="store_true", help="start no broker: it runs apart (controller broker --dir DIR)")
         run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: %(default)s")
         approve.configure(commands.add_parser("approve", help="sign models with the offline keys, so that they may be pushed"))
         sink = commands.add_parser("sink", help="write every gateway's telemetry into a database", epilog=_SINK_EXAMPLE)
         _configure_sink(sink)
         broker = commands.add_parser("broker", help="run a broker on the loopback: mosquitto when it is installed, else the embedded one")
         broker.add_argument("--port", type=int, default=1883, help="default: %(default)s")
-        broker.add_argument("--dir", type=Path, required=True, metavar="DIR", help="folder for its configuration, log and sessions")
+        broker.add_argument("--dir", type=Path, required=True, metavar="DIR", help="a controller's folder, or one for its own files")
         broker.add_argument("--prefer", choices=("mosquitto", "amqtt"), default="mosquitto", help="default: %(default)s")
 
     def run(self, args: Namespace) -> int:
@@ -55,7 +56,7 @@ def _run(args: Namespace) -> int:
     from cloud_sync.controller.run import run
 
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    asyncio.run(run(args.dir))
+    asyncio.run(run(args.dir, start_broker=not args.no_broker))
     return 0
 
 
@@ -186,9 +187,15 @@ async def _sink(args: Namespace) -> int:
 
 def _broker(args: Namespace) -> int:
     """Ends with its broker, or the broker with it."""
-    from cloud_sync.controller.broker import start_broker
+    from cloud_sync.controller.broker import controllers_broker, start_broker
+    from cloud_sync.controller.settings import FILE
 
-    with start_broker(args.port, args.dir, prefer=args.prefer) as broker:
+    mine = None
+    if (args.dir / FILE).exists():
+        from cloud_sync.controller.settings import load
+
+        mine = controllers_broker(load(args.dir))
+    with mine or start_broker(args.port, args.dir, prefer=args.prefer) as broker:
         print(json.dumps({"ready": True, "broker": broker.kind, "port": broker.port, "pid": broker.pid}), flush=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: broker.stop())

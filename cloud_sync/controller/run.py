@@ -40,13 +40,13 @@ _BROKER_LOOK_S = 0.5
 _BROKER_RETRY_S = 2.0
 
 
-async def run(folder: Path) -> None:
+async def run(folder: Path, *, start_broker: bool = True) -> None:
     """Runs until SIGTERM or SIGINT. Prints one JSON line once broker and API are reached."""
     settings = load(folder)
     listening = _listen(settings)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(listening.close)
-        parts = await _open(settings, stack)
+        parts = await _open(settings, stack, start_broker=start_broker)
         stopping = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -87,13 +87,13 @@ class Parts:
         sys.stdout.flush()
 
 
-async def _open(settings: Settings, stack: contextlib.AsyncExitStack) -> Parts:
+async def _open(settings: Settings, stack: contextlib.AsyncExitStack, *, start_broker: bool) -> Parts:
     authority = open_authority(settings)
     repository = Repository.open(settings.folder)
     repository.refresh_timestamp()
     database = await open_database(settings.database_url)
     stack.push_async_callback(database.close)
-    broker = await asyncio.to_thread(controllers_broker, settings)
+    broker = await asyncio.to_thread(controllers_broker, settings) if start_broker else None
     if broker is not None:
         stack.callback(broker.stop)
     writer = database.writer()

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.demo.stage import Stage
+from edge_runtime.demo.fleet import FleetStage
 from edge_runtime.demo.story import Event, Outcome, Story
 from edge_runtime.errors import EdgeRuntimeError, MissingDependency
 
 
 class Command:
-    """Starts a broker, a controller and a gateway, breaks them one after the other, and checks that nothing was lost."""
+    """Sets up a controller and a gateway, pushes to it, breaks everything one after the other, and checks that nothing was lost."""
 
-    summary = "watch a gateway sense, infer, act, lose its network, be killed, come back and lose nothing"
+    summary = "watch a gateway join, take a good push, undo a bad one, act, lose its network, be killed, and lose nothing"
     example = "edge-runtime demo --duration 60 --json --no-console"
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
@@ -40,15 +40,15 @@ class Command:
         with contextlib.ExitStack() as stack:
             directory = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-runtime-demo-")))
             directory.mkdir(parents=True, exist_ok=True)
-            stage = Stage(directory.resolve(), args.port or _free_port(), args.broker)
+            stage = FleetStage(directory.resolve(), args.port or _free_port(), args.broker)
             story = Story(stage, args.duration, _observer(args, stack))
             outcome, problems = asyncio.run(_play(stage, story))
         return _finish(args, story, outcome, problems)
 
 
-async def _play(stage: Stage, story: Story) -> tuple[Outcome | None, list[str]]:
+async def _play(stage: FleetStage, story: Story) -> tuple[Outcome | None, list[str]]:
     try:
-        stage.prepare()
+        await stage.set_up()
         outcome = await story.run()
         return outcome, outcome.problems
     except EdgeRuntimeError as err:

@@ -88,8 +88,10 @@ class Stage:
 
     async def start_broker(self) -> str:
         """Starts the broker; returns which one it is."""
-        arguments = ["controller", "broker", "--port", str(self.port), "--dir", str(self.directory / "broker"), "--prefer", self.broker]
-        ready = await self._start("broker", arguments)
+        return await self._run_broker(["--port", str(self.port), "--dir", str(self.directory / "broker"), "--prefer", self.broker])
+
+    async def _run_broker(self, arguments: Sequence[str]) -> str:
+        ready = await self._start("broker", ["controller", "broker", *arguments])
         self._broker_pid = int(ready["pid"])
         return str(ready["broker"])
 

@@ -1,6 +1,7 @@
 """The demo's plot: what happens, in which order, and how each step is known to be true. Every step waits for a fact, never for time.
 
-fault injected -> detected -> valve closed -> broker killed -> keeps acting -> gateway killed -> back -> outbox drained -> ledger balanced
+joined -> good push confirmed -> bad push taken back -> fault injected -> detected -> valve closed -> broker killed -> keeps acting
+-> gateway killed -> back -> outbox drained -> ledger balanced
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_runtime.demo.stage import GATEWAY, SinkCount, Stage
-from edge_runtime.errors import DeadlineExceeded
+from edge_runtime.demo.fleet import FleetStage, bad_model, good_model
+from edge_runtime.demo.stage import GATEWAY, SinkCount
+from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError
 from edge_runtime.store import read_ledger
 
 _STEP_TIMEOUT_S = 40.0
 _POLL_S = 0.1
+_ENOUGH = 24
+_ENDS = ("confirmed", "reverted", "refused")
 
 Status = dict[str, Any]
 
@@ -51,7 +55,7 @@ class Outcome:
 class Story:
     """Runs the plot over `duration_s`; `observe` gets every status and event, for the view."""
 
-    def __init__(self, stage: Stage, duration_s: float, observe: Callable[[Event | Status], None]) -> None:
+    def __init__(self, stage: FleetStage, duration_s: float, observe: Callable[[Event | Status], None]) -> None:
         self.stage = stage
         self.events: list[Event] = []
         self.rows_before_cut = 0
@@ -66,14 +70,18 @@ class Story:
     async def run(self) -> Outcome:
         """The whole plot. Raises DeadlineExceeded, naming the step, when one does not come true."""
         await self._healthy()
-        await self._at(0.12)
+        await self._at(0.10)
+        await self._good_push()
+        await self._at(0.18)
+        await self._bad_push()
+        await self._at(0.36)
         await self._fault_online()
-        await self._at(0.30)
+        await self._at(0.46)
         await self._cut_the_network()
         await self._act_offline()
-        await self._at(0.55)
+        await self._at(0.62)
         await self._kill_the_gateway()
-        await self._at(0.75)
+        await self._at(0.78)
         await self._restore_and_drain()
         await self._at(0.92)
         return await self._balance()
@@ -81,12 +89,34 @@ class Story:
     async def _healthy(self) -> None:
         broker = await self.stage.start_broker()
         await self.stage.start_sink()
+        await self.stage.join()
         await self.stage.start_gateway()
         self._tell("started", f"A gateway, a controller and a broker ({broker}) are running.", broker=broker)
         await self._until("the link to the controller is up", lambda s: s["link"]["up"])
         self._tell("link_up", "The gateway has found its controller.")
         await self._until("the pump is judged healthy and the valve is open", lambda s: valve(s) == "open")
         self._tell("healthy", "The model calls the pump healthy, so a rule opens the valve: water flows.")
+
+    async def _good_push(self) -> None:
+        changes = {"bearing.score > 0.8": "bearing.score > 0.7", "sync:": "health: {probation_s: 2}\n\nsync:"}
+        revision = await self.stage.push(good_model(), "good", changes)
+        self._tell("pushed", "The controller pushes a signed deployment: the model by digest, a more careful rule.", revision=revision)
+        status = await self._until("the good push is confirmed", lambda s: _phase(s, revision) in _ENDS)
+        self._end_of_push(status, "confirmed", "push_confirmed", "Verified, tried, switched, two seconds on probation: confirmed.")
+
+    async def _bad_push(self) -> None:
+        await self._until("there are answers to compare with", lambda s: s["pipelines"]["bearing"]["inferences"] >= _ENOUGH)
+        revision = await self.stage.push(bad_model(), "bad", {"sync:": "health: {probation_s: 30}\n\nsync:"})
+        self._tell("pushed", "Now a bad one: signed, it loads and passes its trial run, and cries wolf in service.", revision=revision)
+        status = await self._until("the bad push is taken back", lambda s: _phase(s, revision) in _ENDS)
+        self._end_of_push(status, "reverted", "push_reverted", "The gateway saw its answers drift and went back by itself.")
+        await self._until("the valve is open again", lambda s: valve(s) == "open")
+
+    def _end_of_push(self, status: Status, wanted: str, event: str, sentence: str) -> None:
+        told = status["deployment"]
+        if told["phase"] != wanted:
+            raise EdgeRuntimeError(f"push: expected {wanted}, got {told['phase']}: {told['reason']} {told['message']}")
+        self._tell(event, sentence, revision=told["revision"], reason=told["reason"], after_s=self._since("pushed"))
 
     async def _fault_online(self) -> None:
         await self._inject("outer_race", "A bearing of the pump is damaged (outer race).")
@@ -194,6 +224,12 @@ class Story:
 def valve(status: Status) -> str:
     """The valve's state as the actuator reports it."""
     return str(status["actuators"]["valve"]["state"])
+
+
+def _phase(status: Status, revision: int) -> str:
+    """What became of a revision, or nothing yet."""
+    told = status["deployment"]
+    return str(told["phase"]) if told["revision"] == revision else ""
 
 
 def _heard(status: Status) -> bool:
