@@ -29,9 +29,7 @@ _JOIN += "c.configure(p); sys.exit(c.run(p.parse_args(sys.argv[1:])))"
 
 
 async def run_join(*arguments: str) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _JOIN, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", _JOIN, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = await process.communicate()
     return process.returncode or 0, out.decode(), err.decode()
 
@@ -43,7 +41,9 @@ async def count(controller: Any) -> int:
 
 async def test_the_command_leaves_a_gateway_that_check_accepts(controller: Any, tmp_path: Path) -> None:
     folder = tmp_path / "gw-1"
-    code, out, err = await run_join(controller.place.url, "--token", await controller.token(), "--id", "gw-1", "--dir", str(folder), "--json")
+    code, out, err = await run_join(
+        controller.place.url, "--token", await controller.token(), "--id", "gw-1", "--dir", str(folder), "--json"
+    )
     assert code == 0, err
     assert json.loads(out)["gateway"] == "gw-1"
     assert not [problem for problem in check_files([folder / "gateway.yaml"], None, None) if problem.fatal]
@@ -52,7 +52,9 @@ async def test_the_command_leaves_a_gateway_that_check_accepts(controller: Any, 
     assert gateway.broker is not None
     assert (gateway.broker.host, gateway.broker.port) == ("localhost", controller.settings.broker.port)
     assert gateway.controller.url == controller.place.url
-    assert (folder / str(gateway.controller.trust_root)).read_bytes() == (controller.settings.folder / "repository/metadata/root.json").read_bytes()
+    assert (folder / str(gateway.controller.trust_root)).read_bytes() == (
+        controller.settings.folder / "repository/metadata/root.json"
+    ).read_bytes()
     assert (folder / "trust/gateway.key").stat().st_mode & 0o777 == 0o600
     assert await controller.call("GET", "/v1/whoami", controller.identity("gw-1")) == (200, {"gateway": "gw-1"})
 
@@ -131,7 +133,9 @@ async def test_the_folder_of_another_gateway_is_not_reused(controller: Any, tmp_
         await controller.join("gw-2", folder=tmp_path / "gw-1")
 
 
-@pytest.mark.parametrize("text", ["", "x", "era1.aa.bb", "ert1.aa.bb", "ert1.aa.short." + "0" * 64, "ert1.0a.AAAAAAAAAAAAAAAAAAAA." + "0" * 63])
+@pytest.mark.parametrize(
+    "text", ["", "x", "era1.aa.bb", "ert1.aa.bb", "ert1.aa.short." + "0" * 64, "ert1.0a.AAAAAAAAAAAAAAAAAAAA." + "0" * 63]
+)
 async def test_what_is_no_token_is_named_before_anything_is_asked(tmp_path: Path, text: str) -> None:
     code, _, err = await run_join("https://127.0.0.1:9", "--token", text, "--dir", str(tmp_path)) if text == "era1.aa.bb" else (1, "", "")
     assert code == 1
@@ -142,7 +146,9 @@ async def test_what_is_no_token_is_named_before_anything_is_asked(tmp_path: Path
         pinned(text)
 
 
-@pytest.mark.parametrize("url", ["http://x", "https://", "https://x/path", "https://x:99999", "https://u:p@x", "ftp://x", "https://[::1", "https://x?y"])
+@pytest.mark.parametrize(
+    "url", ["http://x", "https://", "https://x/path", "https://x:99999", "https://u:p@x", "ftp://x", "https://[::1", "https://x?y"]
+)
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(InputError):
         parse_url(url)
@@ -197,8 +203,8 @@ def test_several_or_none_are_listed(found: list[Found], said: str) -> None:
 
 async def test_a_controller_that_announces_itself_is_found() -> None:
     async with announced(8443, "acme", _A, interfaces=["127.0.0.1"]):
-        for _ in range(5):
-            found = [one for one in await discover(1.0, interfaces=["127.0.0.1"]) if one.fingerprint == _A]
+        for _ in range(5):  # it answers a second question within a second late (RFC 6762, section 6)
+            found = [one for one in await discover(2.0, interfaces=["127.0.0.1"]) if one.fingerprint == _A]
             if found:
                 break
     assert [(one.url, one.tenant) for one in found] == [("https://127.0.0.1:8443", "acme")]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from cloud_sync.controller.authority import Authority
 from cloud_sync.controller.schema import audit as audit_table
 from cloud_sync.identity import Validity, parse_validity, read_validity
 from cloud_sync.join import request_for
-from cloud_sync.renewal import Renewer, RenewalRefused, open_renewer
+from cloud_sync.renewal import RenewalRefused, Renewer, open_renewer
 from edge_runtime.clock import VirtualClock
 from edge_runtime.errors import InputError, TransportError
 from edge_runtime.types import LinkSettings
@@ -64,7 +65,9 @@ async def test_a_fresh_certificate_is_given_again(controller: Any) -> None:
     assert serial(controller, "gw-1") == before
 
 
-async def test_after_90_days_away_it_renews_by_itself(controller: Any, controller_broker: Any, background: Callable[..., Any], until: Until) -> None:
+async def test_after_90_days_away_it_renews_by_itself(
+    controller: Any, controller_broker: Any, background: Callable[..., Any], until: Until
+) -> None:
     """The certificate expired 83 days ago: the broker refuses it, the API renews it, the broker takes the new one."""
     joined_days_ago = timedelta(days=90)
     await controller.join("gw-1")
@@ -122,8 +125,6 @@ async def test_a_certificate_that_the_database_does_not_know_renews_nothing(cont
 
 
 async def test_the_controllers_own_certificate_is_no_gateways(controller: Any) -> None:
-    from types import SimpleNamespace
-
     cert, key = controller.settings.client("controller")
     for method, path in (("GET", "/v1/whoami"), ("POST", "/v1/renew")):
         assert (await controller.call(method, path, SimpleNamespace(cert=cert, key=key), {}))[0] == 401
@@ -142,8 +143,6 @@ async def test_a_new_key_may_come_with_the_renewal_but_no_other_name(controller:
     status, answer = await controller.call("POST", "/v1/renew", identity, {"csr": request_for(tmp_path / "new.key", "gw-1")})
     assert status == 200
     (tmp_path / "new.pem").write_text(answer["certificate"])
-    from types import SimpleNamespace
-
     rolled = SimpleNamespace(cert=tmp_path / "new.pem", key=tmp_path / "new.key")
     assert await controller.call("GET", "/v1/whoami", rolled) == (200, {"gateway": "gw-1"})
 
