@@ -17,7 +17,7 @@ from typing import Protocol
 from cloud_sync.backoff import full_jitter_s
 from cloud_sync.controller.ingest import Committed, Message, Origin, RecordWriter, commit, crash_point
 from cloud_sync.messages import MAX_BATCHES, encode_ack
-from cloud_sync.topics import ALL_REPORTS, ALL_TELEMETRY, GatewayTopics
+from cloud_sync.topics import ALL_REPORTS, ALL_TELEMETRY, ALL_UPLINKS, GatewayTopics
 from edge_runtime.errors import DeadlineExceeded, StoreError, TransportError
 from edge_runtime.ports import TransportSession
 
@@ -26,6 +26,7 @@ _MAX_WAITING_BYTES = 64 * 1024 * 1024
 _MAX_GROUP = 512
 _RECONNECT_MAX_S = 2.0
 _RETRY_MAX_S = 2.0
+_TAKEN = ("/tlm", "/status", "/state")
 
 
 class SinkSession(TransportSession, Protocol):
@@ -129,6 +130,9 @@ class Sink:
         return reason
 
     def _receive(self, topic: str, payload: bytes, acknowledge: Callable[[], None]) -> None:
+        if not topic.endswith(_TAKEN):
+            acknowledge()  # somebody else's, such as a request for a blob
+            return
         if self._waiting_bytes + len(payload) > _MAX_WAITING_BYTES:
             self.shed += 1  # the gateway sends telemetry again; reports are retained, so a new session hears them again
             self._reports_shed = self._reports_shed or not topic.endswith("/tlm")
@@ -214,8 +218,9 @@ def _filters(share: str, tenant: str) -> tuple[str, ...]:
     def of(topic_filter: str) -> str:
         return topic_filter.replace("/+/g/", f"/{tenant}/g/")
 
-    telemetry = of(ALL_TELEMETRY)
-    return (*map(of, ALL_REPORTS), f"$share/{share}/{telemetry}" if share else telemetry)
+    if not share:  # one round trip: a link that breaks every few hundred milliseconds has no time for three
+        return (of(ALL_UPLINKS),)
+    return (*map(of, ALL_REPORTS), f"$share/{share}/{of(ALL_TELEMETRY)}")
 
 
 async def _raise_when_closed(session: TransportSession) -> None:

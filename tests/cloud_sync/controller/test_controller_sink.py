@@ -256,6 +256,10 @@ async def count(database: Database) -> int:
         return await connection.scalar(select(func.count()).select_from(records)) or 0
 
 
+def listening(broker: LoopbackBroker) -> bool:
+    return any("/up/" in topic_filter for session in broker.sessions for topic_filter, _ in session._handlers)
+
+
 async def test_acknowledgements_follow_the_commit(open_writer_of, make_batch, background, until) -> None:
     database, writer = open_writer_of
     broker = LoopbackBroker()
@@ -270,7 +274,7 @@ async def test_acknowledgements_follow_the_commit(open_writer_of, make_batch, ba
         looks.append(asyncio.ensure_future(count(database)))
 
     await session.subscribe(TOPICS.ack, heard)
-    await until(lambda: any(len(other._handlers) == 3 for other in broker.sessions))
+    await until(lambda: listening(broker))
     for seq in range(0, 500, 10):
         await session.publish(TOPICS.telemetry, encode_envelope("b", [make_batch("b", seq)]))
     await until(lambda: sum(len(ack.batches) for ack in acks) == 50)
@@ -309,7 +313,7 @@ async def test_while_the_database_is_away_nothing_is_acknowledged_and_little_is_
     background(sink.run())
     session, acks = await LoopbackTransport(broker).connect(), []
     await session.subscribe(TOPICS.ack, lambda _topic, payload: acks.append(decode_ack(payload)))
-    await until(lambda: any(len(other._handlers) == 3 for other in broker.sessions))
+    await until(lambda: listening(broker))
     payload = encode_envelope("b", [make_batch("b", 0)])
     for _ in range(200):
         await session.publish(TOPICS.telemetry, payload)
@@ -337,8 +341,21 @@ async def test_the_sink_reconnects(open_writer_of, make_batch, background, until
         await session.publish(TOPICS.telemetry, encode_envelope("b", [make_batch("b", 0)]))
         await asyncio.sleep(0)
     broker.cut()
-    await until(lambda: any(s._handlers for s in broker.sessions))
+    await until(lambda: listening(broker))
     assert await count(database) == 10
+
+
+async def test_what_is_not_for_the_sink_is_not_kept(open_writer_of, background, until) -> None:
+    _, writer = open_writer_of
+    broker = LoopbackBroker()
+    sink = Sink(LoopbackTransport(broker), writer)
+    background(sink.run())
+    await until(lambda: listening(broker))
+    session = await LoopbackTransport(broker).connect()
+    await session.publish(f"{TOPICS.root}/up/blob/req", b"x")
+    await session.publish(TOPICS.status, encode_status("b", True))
+    await until(lambda: sink.commits)
+    assert (sink.messages, broker.sessions[0].unacknowledged) == (1, 0)
 
 
 def test_a_body_is_stored_as_it_came_also_when_it_is_of_a_kind_unknown_here(db: Store) -> None:
