@@ -55,6 +55,7 @@ class Command:
 def _run(args: Namespace) -> int:
     from cloud_sync.controller.run import run
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.basicConfig(level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     asyncio.run(run(args.dir, start_broker=not args.no_broker))
     return 0

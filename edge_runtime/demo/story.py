@@ -19,7 +19,7 @@ from edge_runtime.store import read_ledger
 
 _STEP_TIMEOUT_S = 40.0
 _POLL_S = 0.1
-_ENOUGH = 24
+_ENOUGH = 20
 _ENDS = ("confirmed", "reverted", "refused")
 
 Status = dict[str, Any]
@@ -103,9 +103,10 @@ class Story:
         self._tell("pushed", "The controller pushes a signed deployment: the model by digest, a more careful rule.", revision=revision)
         status = await self._until("the good push is confirmed", lambda s: _phase(s, revision) in _ENDS)
         self._end_of_push(status, "confirmed", "push_confirmed", "Verified, tried, switched, two seconds on probation: confirmed.")
+        enough = answers(status) + _ENOUGH
+        await self._until("there are answers to hold the next one against", lambda s: answers(s) >= enough)
 
     async def _bad_push(self) -> None:
-        await self._until("there are answers to compare with", lambda s: s["pipelines"]["bearing"]["inferences"] >= _ENOUGH)
         revision = await self.stage.push(bad_model(), "bad", {"sync:": "health: {probation_s: 30}\n\nsync:"})
         self._tell("pushed", "Now a bad one: signed, it loads and passes its trial run, and cries wolf in service.", revision=revision)
         status = await self._until("the bad push is taken back", lambda s: _phase(s, revision) in _ENDS)
@@ -224,6 +225,11 @@ class Story:
 def valve(status: Status) -> str:
     """The valve's state as the actuator reports it."""
     return str(status["actuators"]["valve"]["state"])
+
+
+def answers(status: Status) -> int:
+    """How often the model has answered since the gateway started."""
+    return int(status["pipelines"].get("bearing", {}).get("count", 0))
 
 
 def _phase(status: Status, revision: int) -> str:

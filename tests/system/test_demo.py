@@ -13,7 +13,20 @@ import pytest
 from benchmarks.storm import storm
 from cloud_sync.controller.broker import find_mosquitto
 
-STORY = ["started", "link_up", "healthy", "fault_injected", "detected", "actuated", "link_cut", "acted_offline", "killed", "restarted"]
+STORY = [
+    "started",
+    "link_up",
+    "healthy",
+    "push_confirmed",
+    "push_reverted",
+    "fault_injected",
+    "detected",
+    "actuated",
+    "link_cut",
+    "acted_offline",
+    "killed",
+    "restarted",
+]
 STORY += ["link_restored", "drained", "stopped", "balanced"]
 
 
