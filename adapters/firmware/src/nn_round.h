@@ -1,0 +1,13 @@
+/* Rounding of 32-bit sums to INT8 results, in the two ways that a blob can declare. Integer arithmetic only. */
+#ifndef NN_ROUND_H
+#define NN_ROUND_H
+
+#include <stdint.h>
+
+/* round(float32(sum) * (significand * 2^exponent)), each step as float32 with halves to even; saturates at +-2^30. */
+int32_t round_half_even(int32_t sum, int32_t significand, int32_t exponent);
+
+/* The fixed-point way of TensorFlow Lite: sum * multiplier / 2^31 * 2^shift, rounded twice. */
+int32_t round_double(int32_t sum, int32_t multiplier, int32_t shift);
+
+#endif
