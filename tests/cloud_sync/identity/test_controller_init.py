@@ -35,6 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
+@pytest.mark.slow
 def test_a_second_run_keeps_everything(tmp_path: Path) -> None:
     first = init("--dir", str(tmp_path / "c"), "--name", "controller.example", "--tenant", "acme", "--json")
     assert first.returncode == 0, first.stderr
@@ -48,6 +49,7 @@ def test_a_second_run_keeps_everything(tmp_path: Path) -> None:
     assert made["token"].split(".")[2].encode() not in b"".join(before.values())
 
 
+@pytest.mark.slow
 def test_it_says_what_it_did_and_what_comes_next(tmp_path: Path) -> None:
     out = init("--dir", str(tmp_path / "c")).stdout
     assert "API token (approver), shown this once" in out

@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 from cloud_sync.controller.schema import certificates
 from cloud_sync.discovery import Found, announced, discover
 from cloud_sync.https import Place, ask, parse_url
-from cloud_sync.join import Command, choose, default_name, request_for
+from cloud_sync.join import Command, choose, default_name, pinned, request_for
 from edge_runtime.config.check import check_files
 from edge_runtime.config.load import load_gateway
 from edge_runtime.errors import InputError, TransportError
@@ -52,9 +52,8 @@ async def test_the_command_leaves_a_gateway_that_check_accepts(controller: Any, 
     assert gateway.broker is not None
     assert (gateway.broker.host, gateway.broker.port) == ("localhost", controller.settings.broker.port)
     assert gateway.controller.url == controller.place.url
-    assert (folder / str(gateway.controller.trust_root)).read_bytes() == (
-        controller.settings.folder / "repository/metadata/root.json"
-    ).read_bytes()
+    root = controller.context.repository.trust_root.read_bytes()
+    assert (folder / str(gateway.controller.trust_root)).read_bytes() == root
     assert (folder / "trust/gateway.key").stat().st_mode & 0o777 == 0o600
     assert await controller.call("GET", "/v1/whoami", controller.identity("gw-1")) == (200, {"gateway": "gw-1"})
 
@@ -89,7 +88,7 @@ async def test_a_gateway_whose_token_ran_out_joins_with_the_next_one(controller:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed_at", [0.15, 0.3, 0.4, 0.45, 0.5, 0.55])
+@pytest.mark.parametrize("killed_at", [0.3, 0.4, 0.45, 0.5])
 async def test_killed_at_any_moment_it_is_run_again(controller: Any, tmp_path: Path, killed_at: float) -> None:
     folder, token = tmp_path / "gw-1", await controller.token()
     arguments = (controller.place.url, "--token", token, "--id", "gw-1", "--dir", str(folder))
@@ -133,15 +132,11 @@ async def test_the_folder_of_another_gateway_is_not_reused(controller: Any, tmp_
         await controller.join("gw-2", folder=tmp_path / "gw-1")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "x", "era1.aa.bb", "ert1.aa.bb", "ert1.aa.short." + "0" * 64, "ert1.0a.AAAAAAAAAAAAAAAAAAAA." + "0" * 63]
-)
-async def test_what_is_no_token_is_named_before_anything_is_asked(tmp_path: Path, text: str) -> None:
-    code, _, err = await run_join("https://127.0.0.1:9", "--token", text, "--dir", str(tmp_path)) if text == "era1.aa.bb" else (1, "", "")
-    assert code == 1
-    assert "Input" in err or not err
-    from cloud_sync.join import pinned
+_LONG, _PIN = "A" * 20, "0" * 64
 
+
+@pytest.mark.parametrize("text", ["", "x", "era1.aa.bb", "ert1.aa.bb", f"ert1.aa.short.{_PIN}", f"ert1.0a.{_LONG}.{_PIN[:-1]}"])
+def test_what_is_no_token_is_named_before_anything_is_asked(text: str) -> None:
     with pytest.raises(InputError, match="join token"):
         pinned(text)
 
@@ -201,6 +196,7 @@ def test_several_or_none_are_listed(found: list[Found], said: str) -> None:
     assert all(one.url in str(refused.value) for one in found)
 
 
+@pytest.mark.slow
 async def test_a_controller_that_announces_itself_is_found() -> None:
     async with announced(8443, "acme", _A, interfaces=["127.0.0.1"]):
         for _ in range(5):  # it answers a second question within a second late (RFC 6762, section 6)
