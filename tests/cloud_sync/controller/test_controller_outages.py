@@ -29,7 +29,7 @@ from cloud_sync.topics import GatewayTopics
 from edge_runtime.clock import SystemClock
 from edge_runtime.testing.postgres import PostgresServer
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 _SINK = """
 import argparse, sys
