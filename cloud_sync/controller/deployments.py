@@ -101,7 +101,7 @@ async def _note(
         row = {"digest": digest, "text": text, "created_by": actor, "created_wall_ns": now}
         await connection.execute(insert(documents).values(row))
     offers = []
-    for name in names:
+    for name in sorted(names):
         newest, same = await _newest(context, connection, name, digest)
         if expected is not None and newest != expected:
             raise Conflict(f"{name}: expected revision {expected}, the newest is {newest}; look at it and push again")
@@ -125,8 +125,11 @@ async def _note(
             "phase_wall_ns": now,
         }
         await connection.execute(insert(desired).values(row))
-        await audit.append(connection, actor, "push", f"{context.tenant}/{name}", {"revision": revision, "digest": digest})
         offers.append(Offer(name, revision, digest))
+    for made in offers:
+        if not made.unchanged:
+            detail = {"revision": made.revision, "digest": digest}
+            await audit.append(connection, actor, "push", f"{context.tenant}/{made.gateway}", detail)
     return offers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -15,6 +16,7 @@ from cloud_sync.controller.api import enrolment, fleet, operators
 from cloud_sync.controller.api.auth import Guesses
 from cloud_sync.controller.context import Context
 from cloud_sync.controller.deployments import Conflict
+from cloud_sync.controller.metrics import ApiRequests
 from edge_runtime import __version__
 from edge_runtime.errors import ConfigError, EdgeRuntimeError, InputError
 
@@ -33,8 +35,35 @@ def create_app(context: Context) -> FastAPI:
     app.add_exception_handler(StarletteHTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(EdgeRuntimeError, _failed)
+    app.state.requests = ApiRequests()
+    app.add_middleware(Counted, requests=app.state.requests)
     app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES)
     return app
+
+
+class Counted:
+    """Counts every request by method, route and status, and how long it took."""
+
+    def __init__(self, app: ASGIApp, requests: ApiRequests) -> None:
+        self._app = app
+        self._requests = requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            route = getattr(scope.get("route"), "path", "")
+            self._requests.observe(scope["method"], route, status, time.monotonic() - begun)
 
 
 class BodyLimit:

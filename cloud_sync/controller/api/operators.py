@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import select, text
 
@@ -39,8 +39,8 @@ async def healthz(context: ContextOf) -> dict[str, bool]:
 
 
 @router.get("/metrics", tags=["operation"], summary="OpenMetrics, for Prometheus with a viewer's token")
-async def read_metrics(context: ContextOf, _who: Viewer) -> Response:
-    snapshot = await metrics.snapshot(context.database.engine, context.sink)
+async def read_metrics(request: Request, context: ContextOf, _who: Viewer) -> Response:
+    snapshot = await metrics.snapshot(context.database.engine, context.sink, request.app.state.requests)
     return Response(metrics.render(snapshot), media_type="application/openmetrics-text; version=1.0.0; charset=utf-8")
 
 
@@ -65,16 +65,20 @@ async def delete_token(token_id: str, context: ContextOf, who: Approver) -> None
         await audit.append(connection, who.name, "token_revoked", token_id[:64], {})
 
 
-@router.get("/v1/audit", tags=["operation"], summary="the audit log, newest first, and whether its chain holds")
+@router.get("/v1/audit", tags=["operation"], summary="the audit log, newest first; with `verify`, whether its chain holds")
 async def get_audit(
-    context: ContextOf, _who: Viewer, limit: Annotated[int, Query(ge=1, le=1000)] = 100, before: Annotated[int | None, Query(ge=0)] = None
+    context: ContextOf,
+    _who: Viewer,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: Annotated[int | None, Query(ge=0)] = None,
+    verify: bool = False,
 ) -> dict[str, Any]:
     query = select(audit_table).order_by(audit_table.c.seq.desc()).limit(limit)
     if before is not None:
         query = query.where(audit_table.c.seq < before)
     async with context.database.engine.connect() as connection:
         rows = [dict(row._mapping) for row in await connection.execute(query)]
-        broken = await audit.verify(connection)
+        broken = await audit.verify(connection) if verify else None
     return {
         "entries": [row | {"detail": msgspec.json.decode(row["detail"])} for row in rows],
         "intact": broken is None,
