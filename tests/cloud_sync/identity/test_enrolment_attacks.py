@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy import select
 
 from cloud_sync.controller import audit
+from cloud_sync.controller.client import Client, Profile
 from cloud_sync.controller.schema import audit as audit_table
 from cloud_sync.controller.schema import certificates, join_tokens
+from cloud_sync.controller.tokens import Role, create_token
 from cloud_sync.https import Place
 from cloud_sync.identity import Identity
 from cloud_sync.join import fetch_ca, join, pinned, request_for
@@ -266,6 +268,22 @@ async def test_a_name_may_be_taken_anew_when_the_operator_says_so(controller: An
     await controller.join("gw-1", await controller.token("gw-1", rejoin=True), tmp_path / "new")
     assert (await controller.call("GET", "/v1/whoami", controller.identity("gw-1")))[0] == 403
     assert await controller.call("GET", "/v1/whoami", Identity(tmp_path / "new/trust")) == (200, {"gateway": "gw-1"})
+
+
+@pytest.mark.parametrize(
+    ("role", "path", "body"),
+    [(Role.VIEWER, "/v1/join-tokens", {"gateway": "gw-1"}), (Role.OPERATOR, "/v1/gateways/gw-1/revoke", {"reason": "x"})],
+)
+async def test_an_operator_without_the_role(controller: Any, role: Role, path: str, body: dict[str, Any]) -> None:
+    await controller.join("gw-1")
+    async with controller.context.database.engine.begin() as connection:
+        token = await create_token(connection, "eve", role)
+    client = Client(Profile(controller.place.url, token, str(controller.settings.ca)))
+    with pytest.raises(EdgeRuntimeError, match="403"):
+        await asyncio.to_thread(client.post, path, body)
+    assert len(await rows(controller, join_tokens)) == 1
+    assert (await controller.call("GET", "/v1/whoami", controller.identity("gw-1")))[0] == 200
+    assert "refused" in [row.action for row in await rows(controller, audit_table)]
 
 
 def test_a_private_key_is_its_owners_alone(tmp_path: Path) -> None:

@@ -85,12 +85,23 @@ async def test_after_90_days_away_it_renews_by_itself(
     await session.close()
 
 
-async def test_a_gateway_whose_clock_stands_in_1970_renews_when_the_broker_is_not_reached(
-    controller: Any, background: Callable[..., Any], until: Until
+@pytest.mark.parametrize("wall_ns", [1, 4_102_444_800 * 10**9], ids=["1970", "2100"])
+async def test_a_gateway_whose_clock_is_wrong_asks_the_controller_once(
+    controller: Any, background: Callable[..., Any], until: Until, wall_ns: int
 ) -> None:
     await controller.join("gw-1")
+    before = serial(controller, "gw-1")
     controller.advance(30)
-    keeping = renewer(controller, "gw-1", VirtualClock(wall_ns=1))
+    keeping = renewer(controller, "gw-1", VirtualClock(wall_ns=wall_ns))
+    background(keeping.run())
+    await until(lambda: keeping.renewals == 1)
+    assert serial(controller, "gw-1") != before
+    assert await keeping._attempt() >= 3600
+
+
+async def test_a_broker_that_is_not_reached_is_a_reason_to_ask(controller: Any, background: Callable[..., Any], until: Until) -> None:
+    await controller.join("gw-1")
+    keeping = renewer(controller, "gw-1", VirtualClock(controller.context.now_ns()))
     background(keeping.run())
     keeping.poke()
     await until(lambda: keeping.renewals == 1)

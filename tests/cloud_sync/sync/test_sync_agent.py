@@ -236,7 +236,7 @@ async def test_a_poisoned_message_touches_nothing_and_is_tried_once(plant: Field
         await until(lambda: plant.publisher.published >= 0)
         session = await link(plant.broker, "attacker").connect()
         await session.publish(TOPICS.desired, poison, retain=True)
-        if poison:
+        if 0 < len(poison) < 1_000_000:  # the broker keeps back what is over the size that the gateway takes
             await until(lambda: plant.agent.refusals >= 1)
         revision = await plant.push()
         await until(lambda: plant.host.applied == [revision])
