@@ -129,7 +129,7 @@ async def fetch_ca(place: Place, pin: str) -> str:
 
     Raises EdgeRuntimeError when whoever answers is not the controller that the token is from.
     """
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     status, found = await ask(place, "GET", "/v1/ca", context)
     ca = found.get("ca") if isinstance(found, dict) else None

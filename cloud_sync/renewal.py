@@ -18,7 +18,7 @@ from cloud_sync.backoff import full_jitter_s
 from cloud_sync.dial import tls_context
 from cloud_sync.https import ask, error_text, parse_url
 from cloud_sync.identity import Validity, parse_validity, read_validity, replace
-from edge_runtime.clock import Clock
+from edge_runtime.clock import BUILD_WALL_NS, Clock
 from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError, InputError, TransportError
 from edge_runtime.types import LinkSettings
 
@@ -28,6 +28,7 @@ _SPREAD = 1 / 12
 _RETRY_BASE_S, _RETRY_MAX_S = 15.0, 900.0
 _REFUSED_RETRY_S = 3600.0
 _LOOK_S = 900.0  # the wall clock may jump, and the machine may sleep
+_HOLD_OFF_S, _HOLD_OFF_BLIND_S = 3600.0, 6 * 3600.0
 
 _log = logging.getLogger(__name__)
 
@@ -79,14 +80,19 @@ class Renewer:
         return await asyncio.to_thread(self._take, text)
 
     async def _due_in_s(self) -> float:
-        """Seconds until the certificate should be renewed; 0 also for one that cannot be read."""
+        """Seconds until the certificate should be renewed. A clock that is plainly behind cannot tell: then the controller is asked."""
         try:
             validity = await asyncio.to_thread(read_validity, self._cert)
         except InputError as err:
             self.problem = str(err)
             return _LOOK_S
+        if self._blind(validity):
+            return 0.0
         due_ns = validity.not_before_ns + int(self._share * validity.life_ns)
         return max(0.0, (due_ns - self._clock.now().wall_ns) / 1e9)
+
+    def _blind(self, validity: Validity) -> bool:
+        return self._clock.now().wall_ns < max(BUILD_WALL_NS, validity.not_before_ns)
 
     async def _attempt(self) -> float:
         """Seconds to wait before anything else is tried."""
@@ -102,7 +108,8 @@ class Renewer:
         self.renewals += 1
         self._share = DUE + _SPREAD * self._draw()
         _log.info("certificate_renewed not_after_wall_ns=%d", validity.not_after_ns)
-        return _RETRY_BASE_S * (1.0 + self._draw())
+        hold_off_s = _HOLD_OFF_BLIND_S if self._blind(validity) else _HOLD_OFF_S  # also a clock that is ahead asks no more often
+        return min(hold_off_s, validity.life_ns / 12e9) * (1.0 + self._draw())
 
     def _fail(self, err: EdgeRuntimeError | OSError) -> None:
         self._failures += 1
