@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TRAIN := .venv-train
 ARGS ?=
 
-.PHONY: demo test test-fast check bench lock clean
+.PHONY: demo test test-fast test-train check bench lock clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/edge-runtime demo $(ARGS)
@@ -14,6 +15,11 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# What `make test` skips for want of torch and scikit-learn, in an environment of its own.
+test-train: $(TRAIN)/.ready
+	@$(TRAIN)/bin/python -c 'import sklearn, torch'
+	$(TRAIN)/bin/python -m pytest -n 2 tests/models/quantize tests/models/test_zoo_digits.py $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -28,7 +34,7 @@ lock: $(VENV)/.dev
 	$(BIN)/python packaging/lock.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TRAIN) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edge-runtime needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -44,3 +50,10 @@ $(VENV)/.dev: pyproject.toml requirements/dev.lock | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.demo
+
+$(TRAIN)/.ready: pyproject.toml requirements/dev.lock requirements/train.txt
+	@$(PYTHON) -m venv $(TRAIN)
+	@$(TRAIN)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@$(TRAIN)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/train.txt
+	@$(TRAIN)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
