@@ -92,9 +92,19 @@ def quantize(prepared: Path, target: Path, recipe: Recipe, ranges: Ranges) -> No
                 extra_options={"ActivationSymmetric": recipe.symmetric, "WeightSymmetric": True},
             )
             quantizer.quantize_model()
-        quantizer.model.save_model_to_file(str(target))
+        quantizer.model.topological_sort()
+        onnx.save(_plain(quantizer.model.model), str(target))
     except Exception as err:  # border: onnx and onnxruntime raise whatever their C++ does
         raise ModelRefused(RefusalReason.LOAD_FAILED, f"onnxruntime does not quantize it: {_first_line(err)}") from err
+
+
+def _plain(model: Any) -> Any:
+    """Without the operator sets that no node uses, which the library's optimiser enters."""
+    used = {"" if node.domain == "ai.onnx" else node.domain for node in model.graph.node}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    return model
 
 
 def _in_opset(onnx: Any, model: Any, name: str, opset: int) -> Any:
