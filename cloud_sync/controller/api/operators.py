@@ -79,8 +79,5 @@ async def get_audit(
     async with context.database.engine.connect() as connection:
         rows = [dict(row._mapping) for row in await connection.execute(query)]
         broken = await audit.verify(connection) if verify else None
-    return {
-        "entries": [row | {"detail": msgspec.json.decode(row["detail"])} for row in rows],
-        "intact": broken is None,
-        "broken_at": broken,
-    }
+    entries = [row | {"detail": msgspec.json.decode(row["detail"])} for row in rows]
+    return {"entries": entries} | ({"intact": broken is None, "broken_at": broken} if verify else {})
