@@ -178,10 +178,11 @@ def _wait(client: Client, made: Sequence[dict[str, Any]], limit_s: float) -> dic
 def _configure_token(parser: ArgumentParser) -> None:
     parser.add_argument("--gateway", default="", metavar="NAME", help="the only name that may join with it (default: any)")
     parser.add_argument("--hours", type=float, default=24.0, help="how long it may be used (default: %(default)g)")
+    parser.add_argument("--rejoin", action="store_true", help="let it take the name over, and end the certificates that the name has")
 
 
 def _token(args: Namespace) -> int:
-    made = _client(args).post("/v1/join-tokens", {"gateway": args.gateway, "hours": args.hours})
+    made = _client(args).post("/v1/join-tokens", {"gateway": args.gateway, "hours": args.hours, "rejoin": args.rejoin})
     _print(
         args, made, lambda found: f"{found['token']}\n\nOn the gateway: edge-runtime join {found.get('url', '')} --token {found['token']}"
     )
