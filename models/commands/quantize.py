@@ -14,6 +14,10 @@ from edge_runtime.errors import InputError
 if TYPE_CHECKING:
     from models.quantize.search import Outcome
 
+_NO_TFLITE = (
+    "--format tflite: the converters from ONNX to .tflite need TensorFlow, which is not part of this toolchain. Ship the ONNX bundle"
+    " (--format onnx), or quantize with the tools of the framework that the model comes from and run the .tflite by the litert backend"
+)
 _REMEDY = "Give more typical calibration data, keep more layers in float, train it in INT8 (--method qat), or allow more (--max-drop)."
 
 
@@ -26,14 +30,19 @@ class QuantizeCommand:
     def configure(self, parser: ArgumentParser) -> None:
         parser.add_argument("model", type=Path, metavar="MODEL", help="a float .onnx file or a bundle")
         parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
+        parser.add_argument("--picture", type=Path, metavar="FILE", help="the report's figures as one SVG, passed or not")
         parser.add_argument("--json", action="store_true", help="one JSON document")
+        parser.add_argument("--format", choices=("onnx", "tflite"), default="onnx", help="tflite is refused, and says why (default: onnx)")
         _configure_data(parser)
         _configure_recipe(parser)
 
     def run(self, args: Namespace) -> int:
+        from models.quantize.plots import overview
         from models.quantize.report import as_json, as_text, verdict
 
         outcome, where = quantize(args)
+        if args.picture:
+            args.picture.write_text(overview(outcome))
         if args.json:
             print(msgspec.json.encode(as_json(outcome) | {"bundle": str(where) if outcome.passed else None}).decode())
         else:
@@ -57,6 +66,8 @@ def quantize(args: Namespace) -> tuple[Outcome, Path]:
     from models.quantize.judge import choose_metric
     from models.quantize.samples import divide, read
 
+    if args.format == "tflite":
+        raise InputError(_NO_TFLITE)
     source, given = find_model(args.model)
     if source.suffix.lower() != ".onnx":
         raise InputError(f"{source}: expected a float .onnx model; a .tflite is quantized where it is made")

@@ -21,6 +21,9 @@ from models.quantize.samples import Samples
 
 Metric = Literal["accuracy", "agreement", "sqnr"]
 
+METRICS: dict[Metric, str] = {"accuracy": "Accuracy", "agreement": "Same class as float", "sqnr": "Variance explained"}
+"""What each is called; all are in percent."""
+
 _ROUNDS = 60
 _BUDGET_S = 10.0
 _MOST_SQNR_DB = 200.0
@@ -32,7 +35,8 @@ class Quality(msgspec.Struct, frozen=True):
 
     Accuracy and agreement are in percent. For `sqnr` the values are the share of the float outputs' variance that INT8 gives back, in
     percent (99.5 is 23 dB). `sqnr_db` is that variance over the quantization noise, of the output where it is worst. `error` is the
-    standard error of `drop`: what chance in the samples does to it.
+    standard error of `drop`: what chance in the samples does to it. `agreement` is the percentage of samples that keep their class, None
+    for `sqnr`.
     """
 
     metric: Metric
@@ -42,6 +46,7 @@ class Quality(msgspec.Struct, frozen=True):
     sqnr_db: float
     samples: int
     error: float = 0.0
+    agreement: float | None = None
 
     @property
     def likely_drop(self) -> float:
@@ -89,7 +94,8 @@ def compare(metric: Metric, expected: Sequence[Array], got: Sequence[Array], lab
     right, still = (guess == truth for guess in guesses)
     before, after = 100 * float(right.mean()), 100 * float(still.mean())
     error = 100 * float((right.astype(float) - still).std()) / math.sqrt(count)
-    return Quality(metric, round(before, 3), round(after, 3), round(before - after, 3), decibels, count, round(error, 3))
+    same = round(100 * float((guesses[0] == guesses[1]).mean()), 3)
+    return Quality(metric, round(before, 3), round(after, 3), round(before - after, 3), decibels, count, round(error, 3), same)
 
 
 def noise_share(expected: Array, got: Array) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,18 +76,19 @@ def quantize(prepared: Path, target: Path, recipe: Recipe, ranges: Ranges) -> No
     unknown = [name for name in recipe.keep_float if name not in known]
     if unknown:
         raise InputError(f"--keep-float: no layer `{unknown[0]}` (layers: {', '.join(sorted(known))})")
+    source = onnx.shape_inference.infer_shapes(onnx.load(str(prepared)))
     kinds, limits = quantization.QuantType, {name: tuple(map(np.float32, pair)) for name, pair in ranges.items()}
     try:
         with _quiet():
             quantizer = quantization.QDQQuantizer(
-                onnx.shape_inference.infer_shapes(onnx.load(str(prepared))),
+                source,
                 per_channel=recipe.per_channel,
                 reduce_range=False,
                 weight_qType=kinds.QInt8,
                 activation_qType=kinds.QInt8 if recipe.symmetric else kinds.QUInt8,
                 tensors_range=quantization.TensorsData(quantization.CalibrationMethod.MinMax, limits),
-                nodes_to_quantize=list(recipe.only),
-                nodes_to_exclude=list(recipe.keep_float),
+                nodes_to_quantize=_with_activations(source.graph, recipe.only),
+                nodes_to_exclude=_with_activations(source.graph, recipe.keep_float),
                 op_types_to_quantize=list(_QUANTIZED),
                 extra_options={"ActivationSymmetric": recipe.symmetric, "WeightSymmetric": True},
             )
@@ -96,6 +97,12 @@ def quantize(prepared: Path, target: Path, recipe: Recipe, ranges: Ranges) -> No
         onnx.save(_plain(quantizer.model.model), str(target))
     except Exception as err:  # border: onnx and onnxruntime raise whatever their C++ does
         raise ModelRefused(RefusalReason.LOAD_FAILED, f"onnxruntime does not quantize it: {_first_line(err)}") from err
+
+
+def _with_activations(graph: Any, names: Sequence[str]) -> list[str]:
+    """These nodes and the Relu or Clip right behind each: together they are one layer, nothing is stored in between."""
+    made = {output for node in graph.node if node.name in names for output in node.output}
+    return [*names, *(node.name for node in graph.node if node.op_type in ("Relu", "Clip") and node.input[0] in made)]
 
 
 def _plain(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a quantization came to, for people (text, one HTML page) and for machines. Draws; measures nothing."""
+"""What a quantization came to, for people (text, one HTML page) and for machines. Measures nothing."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any
 import msgspec
 
 from models import svg
+from models.quantize import plots
+from models.quantize.judge import METRICS
 from models.quantize.ptq import Recipe
 from models.quantize.search import Outcome
 
-_SHOWN_LAYERS = 40
-_METRICS = {"accuracy": "accuracy %", "agreement": "same class as float %", "sqnr": "variance explained %"}
+_SAME = 0.02
 
 
 def verdict(outcome: Outcome) -> str:
     """One sentence with the figures."""
     final = outcome.final
-    what = f"INT8 loses {final.drop:g} points of {final.metric} on {final.samples} samples, at most {outcome.max_drop:g} are allowed"
+    changed = f"loses {final.drop:g}" if final.drop >= 0 else f"gains {-final.drop:g}"
+    what = f"INT8 {changed} points of {final.metric} on {final.samples} samples, it may lose {outcome.max_drop:g}"
     return f"{'passed' if outcome.passed else 'refused'}: {what}"
 
 
@@ -25,28 +27,33 @@ def rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
     """(what, float, INT8, change) of the gate's table."""
     before, after = outcome.costs
     final = outcome.final
-    smaller, faster = before.size_bytes / max(1, after.size_bytes), before.latency_ms / max(1e-9, after.latency_ms)
+    error = f" +-{final.error:.2g}" if final.error else ""
+    table = [(f"{METRICS[final.metric]}, %", f"{final.float_value:g}", f"{final.int8_value:g}", f"drop {final.drop:g}{error}")]
+    if final.agreement is not None and final.metric != "agreement":
+        table.append((f"{METRICS['agreement']}, %", "", f"{final.agreement:g}", ""))
+    faster = _times(before.latency_ms, after.latency_ms, "fast")
     return [
-        (_METRICS[final.metric], f"{final.float_value:g}", f"{final.int8_value:g}", f"drop {final.drop:g} (limit {outcome.max_drop:g})"),
-        ("signal over quantization noise dB", "", f"{final.sqnr_db:g}", ""),
-        ("size bytes", f"{before.size_bytes}", f"{after.size_bytes}", f"{smaller:.2f}x smaller"),
-        ("latency p50 ms, one thread", f"{before.latency_ms:g}", f"{after.latency_ms:g}", f"{faster:.2f}x faster"),
-        ("peak memory MB, child process", f"{before.memory_mb:g}", f"{after.memory_mb:g}", ""),
+        *table,
+        ("Signal over quantization noise, dB", "", f"{final.sqnr_db:g}", ""),
+        ("Latency p50, ms, one thread", f"{before.latency_ms:g}", f"{after.latency_ms:g}", faster),
+        ("Size, bytes", f"{before.size_bytes:,}", f"{after.size_bytes:,}", _times(before.size_bytes, after.size_bytes, "small")),
+        ("Memory at peak, MB", f"{before.memory_mb:g}", f"{after.memory_mb:g}", _times(before.memory_mb, after.memory_mb, "small")),
     ]
 
 
 def as_text(outcome: Outcome) -> list[str]:
     """The gate's table, what was tried, the layers that cost most."""
-    lines = [f"{what:36s} {a:>12s} {b:>12s}  {change}" for what, a, b, change in [("", "float", "INT8", ""), *rows(outcome)]]
-    lines.append("tried, judged on samples of their own (* taken)")
+    table = [("", "float", "INT8", ""), *rows(outcome)]
+    lines = [f"{what:36s} {a:>12s} {b:>12s}  {change}".rstrip() for what, a, b, change in table]
+    lines += ["", "tried, judged on samples of their own        drop      +-     SNR dB"]
     for trial in outcome.trials:
         mark = "*" if trial.recipe == outcome.recipe else " "
-        figures = f"drop {trial.quality.drop:8g}  {trial.quality.sqnr_db:6g} dB"
-        lines.append(f"{mark} {trial.recipe.method:10s}  {figures}{_floats(trial.recipe)}")
+        figures = f"{trial.quality.drop:8g} {trial.quality.error:7.2g} {trial.quality.sqnr_db:10g}"
+        lines.append(f"{mark} {plots.title(trial.recipe):38s} {figures}{_floats(trial.recipe)}")
     if outcome.sensitivity:
-        worst = ", ".join(f"{name} {noise:.3g} %" for name, noise in outcome.sensitivity[:5])
-        lines.append(f"noise that a layer brings alone: {worst}")
-    return [*lines, *outcome.notes, verdict(outcome)]
+        worst = ", ".join(f"{plots.shortened(name)} {noise:.3g} %" for name, noise in outcome.sensitivity[:5])
+        lines += ["", f"noise that a layer brings alone: {worst}"]
+    return [*lines, *(f"note: {note}" for note in outcome.notes), verdict(outcome)]
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
@@ -72,38 +79,41 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 
 def as_page(name: str, outcome: Outcome) -> str:
     """One self-contained HTML page."""
-    parts = [svg.paragraph(verdict(outcome)), svg.table(["", "float", "INT8", ""], rows(outcome)), *plots(outcome).values()]
-    head = ["method", "drop", "SQNR dB", "layers in float"]
+    recipe = outcome.recipe
+    scales = "one scale per channel" if recipe.per_channel else "one scale per tensor"
+    how = f"For {recipe.target}, {scales}, {_made(recipe)}."
+    head = ["tried", "drop", "+-", "signal to noise, dB", "layers in float"]
     tried = [
-        (trial.recipe.method, f"{trial.quality.drop:g}", f"{trial.quality.sqnr_db:g}", ", ".join(trial.recipe.keep_float))
-        for trial in outcome.trials
+        (plots.title(t.recipe), f"{t.quality.drop:g}", f"{t.quality.error:.2g}", f"{t.quality.sqnr_db:g}", ", ".join(t.recipe.keep_float))
+        for t in outcome.trials
     ]
-    return svg.page(f"Quantization of {name}", [*parts, svg.table(head, tried), *map(svg.paragraph, outcome.notes)])
+    parts = [
+        svg.paragraph(f"{verdict(outcome)}. {how}"),
+        *map(svg.paragraph, outcome.notes),
+        svg.table(["", "float", "INT8", "change"], rows(outcome)),
+        plots.overview(outcome),
+        svg.table(head, tried),
+        svg.paragraph("+- is the standard error: what chance in the samples does to a drop. What is taken has the least noise among"
+                      " those whose drop with its error stays within the limit."),
+    ]  # fmt: skip
+    return svg.page(f"{name} in INT8", parts)
 
 
-def plots(outcome: Outcome) -> dict[str, str]:
-    """SVG figures by name."""
-    before, after = outcome.costs
-    final = outcome.final
-    tried = [(_title(trial.recipe), trial.quality.drop) for trial in outcome.trials]
-    drawn = {
-        "quality": svg.bars(_METRICS[final.metric], [("float", final.float_value), ("INT8", final.int8_value)], unit="%"),
-        "latency": svg.bars("Latency p50", [("float", before.latency_ms), ("INT8", after.latency_ms)], unit="ms"),
-        "size": svg.bars("Size", [("float", before.size_bytes / 1024), ("INT8", after.size_bytes / 1024)], unit="KiB"),
-        "tried": svg.bars("Drop by what was tried", tried, unit="points"),
-    }
-    if outcome.sensitivity:
-        shown = [(name[-30:], noise) for name, noise in outcome.sensitivity[:_SHOWN_LAYERS]]
-        drawn["sensitivity"] = svg.bars("Noise that each layer brings alone", shown, unit="% of the outputs' variance")
-    return drawn
+def _times(before: float, after: float, what: str) -> str:
+    """How many times faster, smaller, or the opposite."""
+    opposite = {"fast": "slower", "small": "larger"}[what]
+    ratio = before / after if after else 1.0
+    if abs(ratio - 1) < _SAME or not ratio:
+        return ""
+    return f"{ratio:.2f}x {what}er" if ratio > 1 else f"{1 / ratio:.2f}x {opposite}"
 
 
-def _title(recipe: Recipe) -> str:
-    return recipe.method + (f", {len(recipe.keep_float)} in float" if recipe.keep_float else "")
+def _made(recipe: Recipe) -> str:
+    return "trained in INT8" if recipe.method == "qat" else f"ranges by {recipe.method}"
 
 
 def _floats(recipe: Recipe) -> str:
-    return f"  float: {', '.join(recipe.keep_float)}" if recipe.keep_float else ""
+    return f"  {', '.join(recipe.keep_float)}" if recipe.keep_float else ""
 
 
 def _recipe(recipe: Recipe) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def test_skewed_channels_pass_per_channel(target: str, quantize: Quantize, tmp_p
     assert found["quality"]["float_value"] > 95
     assert found["quality"]["drop"] <= 0.5
     assert found["recipe"]["keep_float"] == []
+    assert max(layer["noise_percent"] for layer in found["sensitivity"]) < 1  # a layer is judged with the clip behind it
     bundle = read_bundle(tmp_path / "out")
     verify(bundle)
     assert bundle.manifest.target == target
@@ -137,6 +138,22 @@ def test_unknown_layers_and_quantized_models_are_refused(example: Path, tmp_path
     zoo = Path(__file__).parents[3] / "models/zoo/bearing"
     assert main(["model", "quantize", str(zoo), *data]) == 2
     assert "is quantized already" in capsys.readouterr().err
+
+
+def test_a_tflite_file_is_not_promised(example: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--calibration", str(example / "calibration.npz"), "--out", str(tmp_path / "out"), "--format", "tflite"]
+    assert main(["model", "quantize", str(example / "even.onnx"), *data]) == 2
+    assert "--format onnx" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_picture_is_an_svg_of_the_verdict_even_when_refused(quantize: Quantize, tmp_path: Path) -> None:
+    from xml.etree.ElementTree import fromstring
+
+    code, _ = quantize("skewed", "--per-tensor", "--method", "ptq", "--calibrate", "minmax", "--picture", str(tmp_path / "p.svg"))
+    assert code == 1
+    words = [element.text for element in fromstring((tmp_path / "p.svg").read_text()).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Accuracy", "Latency, median", "Size", "Memory at peak", "limit 0.5", "first", "depthwise", "head"} <= set(words)
 
 
 @pytest.mark.skipif(find_spec("torch") is not None, reason="torch is installed")
