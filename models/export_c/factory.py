@@ -35,9 +35,7 @@ def network() -> Network:
     )  # fmt: skip
     weights = np.array([[0, 0, 0, 0], [-32, 0, 0, 32], [0, 0, 0, 32]], np.int8).reshape(3, 1, 1, 4)
     bias = np.array([0, -32 * RISE_CELSIUS, -32 * HOT_CELSIUS], np.int32)
-    decide = Layer(
-        Operator.CONV, "logits", (flat,), logits, weights=weights, weight_scales=np.full(3, 1 / 32, np.float32), bias=bias
-    )
+    decide = Layer(Operator.CONV, "logits", (flat,), logits, weights=weights, weight_scales=np.full(3, 1 / 32, np.float32), bias=bias)
     share = Layer(Operator.SOFTMAX, "shares", (logits,), shares)
     return Network([mean, decide, share], given, shares)
 

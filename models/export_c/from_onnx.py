@@ -185,7 +185,9 @@ class _Reader:
             self._layers.append(layer)
         if not isinstance(last, View) or not self._layers:
             raise ModelRefused(RefusalReason.WRONG_SHAPE, "the graph's output is not computed from its input in INT8")
-        self._notes += [f"onnxruntime computes `{layer.node}` in float32: results may differ by one step" for layer in self._layers if not layer.exact]
+        self._notes += [
+            f"onnxruntime computes `{layer.node}` in float32: results may differ by one step" for layer in self._layers if not layer.exact
+        ]
         tensor, entry = self._ports[0]
         return Network(
             self._layers, tensor, last.tensor, entry.channel_first, last.channel_first, entry.unsigned, last.unsigned, self._notes

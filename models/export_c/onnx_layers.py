@@ -158,9 +158,7 @@ def _conv(node: Node, values: Sequence[Value | None]) -> Value:
     laid = _laid(weights, depthwise)
     operator = Operator.DEPTHWISE if depthwise else Operator.CONV
     scales = np.broadcast_to(_flat_scales(node, constant, 0), (len(weights),)).astype(np.float32)
-    found = _pending(
-        node, operator, view, shape, _logical(shape, view.logical), window=window, weights=laid, weight_scales=scales
-    )
+    found = _pending(node, operator, view, shape, _logical(shape, view.logical), window=window, weights=laid, weight_scales=scales)
     return _with_bias(found, values, 2)
 
 

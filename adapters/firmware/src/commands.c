@@ -14,6 +14,7 @@
 #define PROTOCOL_VERSION 1u
 #define LINK_UART 1u
 #define PING_BYTES 64u
+#define LATEST_PERIODS 8u
 
 enum reset { RESET_NONE, RESET_NOW, RESET_BY_WATCHDOG };
 enum what { WHAT_READINGS = 1, WHAT_INFERENCES = 2 };
@@ -257,7 +258,7 @@ static void send_events(void)
     link_event(EVENT_INFERENCE, payload, (size_t)(end - payload));
 }
 
-/* A late turn sends one event, not those it missed; the gaps show in the sample numbers. */
+/* What is a little late is made up for, one event a turn; after LATEST_PERIODS the rhythm starts anew. */
 void commands_poll(void)
 {
     if (period_ms == 0)
@@ -265,8 +266,8 @@ void commands_poll(void)
     if (clock_due(next_event)) {
         send_events();
         next_event += period_ms;
-        if (clock_due(next_event))
-            next_event = clock_ms() + 1;
+        if (clock_due(next_event + LATEST_PERIODS * period_ms))
+            next_event = clock_ms() + period_ms;
     }
     clock_wake_at(next_event);
 }

@@ -8,7 +8,7 @@
 #define HAL_CLOCK_HZ 50000000u
 #define HAL_LINES 4u
 #define HAL_FRAME_BYTES 1328u
-#define HAL_UART_RING 1280u
+#define HAL_UART_RING 1024u
 
 enum hal_reset_cause { HAL_POWER_ON = 0, HAL_COMMANDED = 1, HAL_WATCHDOG = 2 };
 

@@ -47,27 +47,6 @@ int8_t nn_result(const nn_context *at, const nn_layer *layer, int32_t sum, int32
     return nn_clamp(layer, scaled + layer->out_zero);
 }
 
-/* Two dot products at once: each value is loaded for two output channels. */
-static void dot_pair(const int8_t *x, const int8_t *first, const int8_t *second, uint32_t n, int32_t sums[2])
-{
-    int32_t a = sums[0], b = sums[1];
-    for (; n >= 4; n -= 4) {
-        int32_t x0 = x[0], x1 = x[1], x2 = x[2], x3 = x[3];
-        a += x0 * first[0] + x1 * first[1] + x2 * first[2] + x3 * first[3];
-        b += x0 * second[0] + x1 * second[1] + x2 * second[2] + x3 * second[3];
-        x += 4;
-        first += 4;
-        second += 4;
-    }
-    for (; n > 0; n--) {
-        int32_t value = *x++;
-        a += value * *first++;
-        b += value * *second++;
-    }
-    sums[0] = a;
-    sums[1] = b;
-}
-
 static int32_t sum_of(const int8_t *weights, uint32_t n)
 {
     int32_t sum = 0;
@@ -108,11 +87,11 @@ static void add_row(const nn_layer *layer, const int8_t *row, const int8_t *weig
         return;
     row += start;
     if (layer->dilation_w == 1) {
-        dot_pair(row, first, second, taps * channels, sums);
+        nn_dot_pair(row, first, second, taps * channels, sums);
         return;
     }
     for (; taps > 0; taps--) {
-        dot_pair(row, first, second, channels, sums);
+        nn_dot_pair(row, first, second, channels, sums);
         row += step;
         first += channels;
         second += channels;
@@ -168,26 +147,6 @@ void nn_conv(const nn_context *at, const nn_layer *layer)
     }
 }
 
-/* One output channel of a depthwise convolution at one position. */
-static int32_t depthwise_sum(const nn_layer *layer, const int8_t *in, const int8_t *weights, nn_span rows, nn_span columns)
-{
-    uint32_t channels = layer->in.c;
-    uint32_t in_row = layer->in.w * channels;
-    uint32_t step = layer->dilation_w * channels;
-    int32_t sum = 0;
-    for (uint32_t ky = rows.first; ky < rows.last; ky++) {
-        uint32_t y = (uint32_t)(rows.origin + (int32_t)(ky * layer->dilation_h));
-        uint32_t x = (uint32_t)(columns.origin + (int32_t)(columns.first * layer->dilation_w));
-        const int8_t *value = in + y * in_row + x * channels;
-        const int8_t *weight = weights + ky * layer->kernel_w + columns.first;
-        for (uint32_t kx = columns.first; kx < columns.last; kx++) {
-            sum += *value * *weight++;
-            value += step;
-        }
-    }
-    return sum;
-}
-
 static int32_t missing_taps(const nn_layer *layer, const int8_t *weights, nn_span rows, nn_span columns)
 {
     int32_t sum = 0;
@@ -212,7 +171,7 @@ static void depthwise_position(const nn_context *at, const nn_layer *layer, nn_s
             const int8_t *weights = p.weights + c * filter;
             int32_t sum = p.bias[c];
             if (columns.first < columns.last)
-                sum += depthwise_sum(layer, in + from, weights, rows, columns);
+                sum += nn_depthwise_sum(layer, in + from, weights, rows, columns);
             if (!inside && layer->in_zero != 0)
                 sum += layer->in_zero * missing_taps(layer, weights, rows, columns);
             out[c] = nn_result(at, layer, sum, p.mult[c], p.shift[c]);

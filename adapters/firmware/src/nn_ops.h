@@ -28,6 +28,12 @@ void nn_table(const nn_context *at, const nn_layer *layer);
 /* Window position `out` along an axis of `size` values. */
 nn_span nn_window(uint32_t out, uint32_t stride, uint32_t pad, uint32_t dilation, uint32_t kernel, uint32_t size);
 
+/* Adds two dot products of n values with the same x to sums. */
+void nn_dot_pair(const int8_t *x, const int8_t *first, const int8_t *second, uint32_t n, int32_t sums[2]);
+
+/* One output channel of a depthwise convolution at one position; `in` starts at its channel. */
+int32_t nn_depthwise_sum(const nn_layer *layer, const int8_t *in, const int8_t *weights, nn_span rows, nn_span columns);
+
 /* sum * mult * 2^shift in the model's rounding, plus zero point, clamped to the layer's low..high. */
 int8_t nn_result(const nn_context *at, const nn_layer *layer, int32_t sum, int32_t mult, int32_t shift);
 

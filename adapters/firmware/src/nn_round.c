@@ -77,10 +77,11 @@ int32_t round_half_even(int32_t sum, int32_t significand, int32_t exponent)
 static int32_t doubling_high(int32_t a, int32_t b)
 {
     int64_t product = (int64_t)a * b;
-    int64_t nudge = product >= 0 ? (1 << 30) : 1 - (1 << 30);
     if (a == INT32_MIN && b == INT32_MIN)
         return INT32_MAX;
-    return (int32_t)((product + nudge) / ((int64_t)1 << 31));
+    if (product >= 0)
+        return (int32_t)((product + (1 << 30)) >> 31);
+    return -(int32_t)((-product + (1 << 30) - 1) >> 31);
 }
 
 static int32_t divide_by_power(int32_t value, uint32_t power)
