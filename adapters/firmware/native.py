@@ -1,4 +1,4 @@
-"""The firmware's interpreter on this machine: the same C, built by the host's compiler. For tests and for looking at a blob without a node."""
+"""The firmware's interpreter on this machine: the same C, built by the host's compiler. For tests, and to run a blob without a node."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class Interpreter:
 
     def check(self, blob: bytes, arena_bytes: int = 1 << 20) -> int:
         """0, or the status of PROTOCOL.md that says why not."""
-        return int(self._library.nn_check(_aligned(blob).ctypes.data, len(blob), arena_bytes))
+        model = _aligned(blob)
+        return int(self._library.nn_check(model.ctypes.data, len(blob), arena_bytes))
 
     def run(self, blob: bytes, inputs: Array) -> Array:
         """Outputs [n, values] of inputs [n, ...] in int8 or uint8, as stored. Raises InputError for a blob that is refused."""

@@ -13,7 +13,7 @@ import numpy as np
 from edge_runtime.errors import InputError
 from edge_runtime.types import Array
 from models.export_c.arena import Arena
-from models.export_c.network import Layer, Network, Operator, Rounding, Shape
+from models.export_c.network import Layer, Network, Operator, Rounding, Shape, refuse
 from models.export_c.rounding import factors, multipliers, significands
 
 MAGIC = 0x314E5245
@@ -24,6 +24,8 @@ KEY_BYTES = 32
 HMAC_BYTES = 32
 DEVELOPMENT_KEY = bytes(range(KEY_BYTES))
 MAX_LAYERS = 64
+
+_LEAST_FACTOR = 2.0**-9
 
 _HEADER = struct.Struct("<IHBBIIIHH4H4HfifiII16sI12x")
 _LAYER = struct.Struct("<BBbb6HHHBBBBHHhhIIIIIII4x")
@@ -157,7 +159,7 @@ def _average(layer: Layer, rounding: Rounding) -> tuple[Array | None, Array | No
     if layer.variant == 1:
         return None, None, None, None
     if layer.variant == 2:
-        return None, np.array([given, made], np.float32), None, None
+        return None, _words(layer, given, made), None, None
     if rounding is Rounding.HALF_EVEN:
         return None, None, *significands([np.float32(given / np.float32(made * np.float32(taps)))])
     return None, None, *multipliers([float(given) / (float(made) * taps)])
@@ -166,12 +168,30 @@ def _average(layer: Layer, rounding: Rounding) -> tuple[Array | None, Array | No
 def _sum(layer: Layer) -> tuple[Array | None, Array | None, Array | None, Array | None]:
     (first, second), made = layer.inputs, layer.output
     if layer.variant == 0:
-        a, b = np.float32(first.scale / made.scale), np.float32(second.scale / made.scale)
-        moved = np.float32(made.zero) - np.float32(np.float32(a * np.float32(first.zero)) + np.float32(b * np.float32(second.zero)))
-        return None, np.array([a, b, moved], np.float32), None, None
+        return None, _fused_sum(layer), None, None
     twice = 2.0 * max(float(first.scale), float(second.scale))
     scales = [float(first.scale) / twice, float(second.scale) / twice, twice / ((1 << 20) * float(made.scale))]
     return None, np.array([second.zero], np.int32), *multipliers(scales)
+
+
+def _fused_sum(layer: Layer) -> Array:
+    """The factors of x and y and what is added, in steps of 2^-32, computed as onnxruntime does with fused multiply-adds."""
+    (first, second), made = layer.inputs, layer.output
+    zeros = [tensor.zero + layer.offset for tensor in (first, second, made)]
+    a, b = np.float32(first.scale / made.scale), np.float32(second.scale / made.scale)
+    if not all(_LEAST_FACTOR <= factor <= 1 / _LEAST_FACTOR for factor in (a, b)):
+        raise refuse(layer.node, "Add", f"scales that differ by more than {1 / _LEAST_FACTOR:g}; quantize it again")
+    taken = np.float32(float(a) * zeros[0] + float(np.float32(b * np.float32(zeros[1]))))
+    moved = np.float32(np.float32(zeros[2]) - taken)
+    fixed = np.array([round(float(value) * (1 << 32)) for value in (a, b, moved)], np.int64)
+    words: Array = np.array([*fixed.view(np.int32), layer.offset], np.int32)
+    return words
+
+
+def _words(layer: Layer, *values: np.float32) -> Array:
+    """float32 values and the offset behind them, as the int32 words that they are."""
+    words: Array = np.array([*np.array(values, np.float32).view(np.int32), layer.offset], np.int32)
+    return words
 
 
 def _exponentials(layer: Layer) -> Array:

@@ -186,7 +186,9 @@ class _Reader:
         if not isinstance(last, View) or not self._layers:
             raise ModelRefused(RefusalReason.WRONG_SHAPE, "the graph's output is not computed from its input in INT8")
         self._notes += [
-            f"onnxruntime computes `{layer.node}` in float32: results may differ by one step" for layer in self._layers if not layer.exact
+            f"onnxruntime does not compute `{layer.node}` in integers as it stands: results may differ by a step"
+            for layer in self._layers
+            if not layer.exact
         ]
         tensor, entry = self._ports[0]
         return Network(

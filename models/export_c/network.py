@@ -76,6 +76,7 @@ class Window:
 class Layer:
     """One step. `weights` [out][kh][kw][in] (depthwise: [out][kh][kw]) with a scale per output channel; `bias` is int32, unfolded.
 
+    `offset` is 128 where the runtime computes in uint8 what is stored here in int8: its float32 sums round there.
     `fixed_scales`: multipliers that the format computes in its own way, in float64, for double rounding. `exact` tells whether the runtime
     that the rounding names computes it in integers too; if not, results may differ by one step where a value lies between two.
     """
@@ -93,6 +94,7 @@ class Layer:
     high: int = 127
     variant: int = 0
     table: Array | None = None
+    offset: int = 0
     exact: bool = True
 
     @property

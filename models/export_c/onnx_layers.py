@@ -33,8 +33,9 @@ class Pending:
 
     @classmethod
     def requantized(cls, node: Node, view: View) -> Pending:
-        """From one scale to another."""
-        return _table(node, view, lambda x: x)
+        """From one scale to another. onnxruntime drops such a step and takes one scale for both, so its results may differ."""
+        found = _table(node, view, lambda x: x)
+        return replace(found, layer=replace(found.layer, exact=False))
 
     @property
     def takes_bias(self) -> bool:
@@ -63,7 +64,7 @@ class Pending:
         if bias is None and layer.weights is not None:
             bias = np.zeros(len(layer.weights), np.int32)
         exact = layer.exact and (not self.fused or (low, high) == (-128, 127))
-        done = replace(layer, output=output, bias=bias, low=low, high=high, table=table, exact=exact)
+        done = replace(layer, output=output, bias=bias, low=low, high=high, table=table, exact=exact, offset=128 * unsigned)
         return done, View(output, self.logical, unsigned)
 
     def at_the_end(self, notes: list[str]) -> tuple[Layer, View]:

@@ -104,7 +104,7 @@ static int check_pool(checker *check, const nn_layer *layer)
     if (layer->variant == 0)
         return has_scales(check, layer, 1) ? NN_OK : NN_CORRUPT;
     if (layer->variant == 2)
-        return in_data(check, layer->bias, 8, 4) ? NN_OK : NN_CORRUPT;
+        return in_data(check, layer->bias, 12, 4) ? NN_OK : NN_CORRUPT;
     return layer->variant == 1 ? NN_OK : NN_UNSUPPORTED;
 }
 
@@ -115,7 +115,7 @@ static int check_add(checker *check, const nn_layer *layer)
     if (layer->variant > 1)
         return NN_UNSUPPORTED;
     if (layer->variant == 0)
-        return in_data(check, layer->bias, 12, 4) ? NN_OK : NN_CORRUPT;
+        return in_data(check, layer->bias, 28, 4) ? NN_OK : NN_CORRUPT;
     if (check->model->rounding != NN_DOUBLE)
         return NN_CORRUPT;
     return in_data(check, layer->bias, 4, 4) && has_scales(check, layer, 3) ? NN_OK : NN_CORRUPT;

@@ -6,6 +6,8 @@
 #include "nn_ops.h"
 #include "nn_round.h"
 
+#define WIDE_LIMIT (1 << 18)
+
 static uint32_t values(nn_shape shape)
 {
     return (uint32_t)shape.h * shape.w * shape.c;
@@ -19,6 +21,13 @@ static const float *floats(const nn_context *at, uint32_t offset)
 static const int32_t *integers(const nn_context *at, uint32_t offset)
 {
     return (const int32_t *)(const void *)(at->blob + offset);
+}
+
+/* A number of 64 bits stored as two words, within the range that a sum of three cannot leave. */
+static int64_t wide(const int32_t *words)
+{
+    int64_t high = words[1] > WIDE_LIMIT ? WIDE_LIMIT : words[1] < -WIDE_LIMIT ? -WIDE_LIMIT : words[1];
+    return high * ((int64_t)1 << 32) + (uint32_t)words[0];
 }
 
 /* To the nearest integer, halves to even; far values only need to stay far. */
@@ -38,6 +47,12 @@ static int32_t nearest(float value)
 static int32_t whole(float value)
 {
     return value > 0.0f && value < 100000.0f ? (int32_t)value : 0;
+}
+
+/* 128 where the reference computes in uint8, else 0. */
+static int32_t clamped_offset(int32_t stored)
+{
+    return stored == 128 ? 128 : 0;
 }
 
 static int8_t largest_in(const nn_layer *layer, const int8_t *in, nn_span rows, nn_span columns)
@@ -73,6 +88,7 @@ static int32_t sum_in(const nn_layer *layer, const int8_t *in, nn_span rows, nn_
 static int32_t float_average(const nn_context *at, const nn_layer *layer, const int8_t *in, nn_span rows, nn_span columns)
 {
     const float *scales = floats(at, layer->bias);
+    int32_t offset = clamped_offset(integers(at, layer->bias)[2]);
     int32_t channels = layer->in.c;
     float sum = 0.0f;
     float mean;
@@ -84,7 +100,7 @@ static int32_t float_average(const nn_context *at, const nn_layer *layer, const 
             sum += (float)value * scales[0];
         }
     mean = sum / (float)((uint32_t)layer->kernel_h * layer->kernel_w);
-    return nearest(mean / scales[1] + (float)layer->out_zero);
+    return nearest(mean / scales[1] + (float)(layer->out_zero + offset)) - offset;
 }
 
 static int8_t average_in(const nn_context *at, const nn_layer *layer, const int8_t *in, nn_span rows, nn_span columns)
@@ -125,12 +141,13 @@ void nn_average_pool(const nn_context *at, const nn_layer *layer)
     pool(at, layer, 1);
 }
 
-static int32_t add_float(const float *factor, int32_t x, int32_t y)
+/* a * x + (b * y + c) as two fused multiply-adds in float32 compute it; a, b and c are in steps of 2^-32, so that int64 holds each step. */
+static int32_t add_fused(const int32_t *words, int32_t x, int32_t y)
 {
-    float second = (float)y * factor[1];
-    float first = (float)x * factor[0];
-    second = second + factor[2];
-    return nearest(first + second);
+    int64_t first = wide(words), second = wide(words + 2), moved = wide(words + 4);
+    int64_t sum = round_to_float(second * y + moved);
+    sum = round_to_float(first * x + sum);
+    return round_fixed(sum);
 }
 
 /* bias: zero point of y; mult and shift: of x, y and the sum. */
@@ -152,9 +169,10 @@ void nn_add(const nn_context *at, const nn_layer *layer)
     uint32_t n = values(layer->out);
 
     if (layer->variant == 0) {
-        const float *factor = floats(at, layer->bias);
+        const int32_t *words = integers(at, layer->bias);
+        int32_t offset = clamped_offset(words[6]);
         for (uint32_t i = 0; i < n; i++)
-            out[i] = nn_clamp(layer, add_float(factor, first[i], second[i]));
+            out[i] = nn_clamp(layer, add_fused(words, first[i] + offset, second[i] + offset) - offset);
         return;
     }
     for (uint32_t i = 0; i < n; i++)

@@ -99,3 +99,32 @@ int32_t round_double(int32_t sum, int32_t multiplier, int32_t shift)
     int32_t shifted = (int32_t)((uint32_t)sum << left);
     return divide_by_power(doubling_high(shifted, multiplier), right);
 }
+
+static uint64_t shift_half_even_64(uint64_t value, uint32_t by)
+{
+    uint64_t kept = value >> by;
+    uint64_t lost = value << (64u - by);
+    uint64_t half = (uint64_t)1 << 63;
+    if (lost > half || (lost == half && (kept & 1u)))
+        kept++;
+    return kept;
+}
+
+int64_t round_to_float(int64_t value)
+{
+    uint64_t magnitude = value < 0 ? 0u - (uint64_t)value : (uint64_t)value;
+    uint32_t extra;
+    if (magnitude < (1u << SIGNIFICAND_BITS))
+        return value;
+    extra = (64u - SIGNIFICAND_BITS) - (uint32_t)__builtin_clzll(magnitude);
+    if (extra > 0)
+        magnitude = shift_half_even_64(magnitude, extra) << extra;
+    return value < 0 ? -(int64_t)magnitude : (int64_t)magnitude;
+}
+
+int32_t round_fixed(int64_t value)
+{
+    uint64_t magnitude = shift_half_even_64(value < 0 ? 0u - (uint64_t)value : (uint64_t)value, 32);
+    int32_t result = magnitude > SATURATED ? SATURATED : (int32_t)magnitude;
+    return value < 0 ? -result : result;
+}

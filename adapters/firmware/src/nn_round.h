@@ -10,4 +10,10 @@ int32_t round_half_even(int32_t sum, int32_t significand, int32_t exponent);
 /* The fixed-point way of TensorFlow Lite: sum * multiplier / 2^31 * 2^shift, rounded twice. */
 int32_t round_double(int32_t sum, int32_t multiplier, int32_t shift);
 
+/* To the 24 significant bits of a float32, halves to even. */
+int64_t round_to_float(int64_t value);
+
+/* A number in steps of 2^-32 to the nearest integer, halves to even; saturates at +-2^30. */
+int32_t round_fixed(int64_t value);
+
 #endif
