@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,82 +190,115 @@ class Recorded(Disk):
         super().remove(path)
 
 
-def after_power_cut(
-    steps: list[tuple[str, Path, Path | None, bytes]], template: Path, played: Path, origin: Path, *, names_kept: bool
-) -> None:
-    """The disk after `steps` and a power cut.
+Steps = list[tuple[str, Path, Path | None, bytes]]
 
-    Data that was not synced is gone: the file is empty. A name that was made, moved or removed in a folder that was not synced since is
-    lost (`names_kept` false), or has reached the disk by itself before the data did (true).
+
+@dataclass
+class Unsynced:
+    """A change of a folder that may be lost: the name `path` that it made, moved or removed, and how to take it back."""
+
+    folder: Path
+    path: Path
+    undo: Callable[[Path], object]
+
+    def moved(self, source: Path, target: Path) -> None:
+        """The name, or a folder above it, has another name now."""
+        self.folder, self.path = _moved(self.folder, source, target), _moved(self.path, source, target)
+
+
+class PowerCut:
+    """A disk on which steps are played, so that those that were not synced can be lost.
+
+    Data that was not synced is gone: the file is empty. Of the names made, moved or removed in a folder that was not synced since, the one
+    numbered `lost` is taken back; -1: all of them, None: none.
     """
-    shutil.copytree(template, played)
 
-    def here(path: Path) -> Path:
-        return played / path.relative_to(origin)
+    def __init__(self, template: Path, played: Path, origin: Path) -> None:
+        shutil.copytree(template, played)
+        self.names: list[Unsynced] = []
+        self._played = played
+        self._origin = origin
+        self._data: set[Path] = set()
 
-    unsynced: set[Path] = set()
-    undo: list[tuple[Path, Any]] = []
-    for step, path, target, data in steps:
-        place = here(path)
-        if step == "make":
-            place.mkdir()
-            undo.append((place.parent, lambda place=place: shutil.rmtree(place, ignore_errors=True)))
-        elif step == "write":
-            if not place.exists():
-                undo.append((place.parent, lambda place=place: place.unlink(missing_ok=True)))
-            place.write_bytes(data)
-            unsynced.add(place)
-        elif step == "sync":
-            unsynced.discard(place)
-        elif step == "sync folder":
-            undo = [(folder, action) for folder, action in undo if folder != place]
-        elif step == "rename":
-            assert target is not None
-            goal = here(target)
-            before = goal.read_bytes() if goal.is_file() else None
-            place.rename(goal)
-            unsynced = {goal / p.relative_to(place) if p == place or place in p.parents else p for p in unsynced}
-            unsynced = {goal if p == place else p for p in unsynced}
-            undo = [(goal / f.relative_to(place) if f == place or place in f.parents else f, a) for f, a in undo]
-            undo.append((goal.parent, lambda place=place, goal=goal, before=before: _move_back(place, goal, before)))
-        elif step == "remove":
-            kept = played.parent / f"{played.name}-removed-{len(undo)}"
-            place.rename(kept)
-            unsynced = {p for p in unsynced if p != place and place not in p.parents}
-            undo.append((place.parent, lambda place=place, kept=kept: None if place.exists() else kept.rename(place)))
-    for path in unsynced:
-        path.write_bytes(b"")
-    if not names_kept:
-        for _, action in reversed(undo):
-            action()
+    def play(self, steps: Steps, lost: int | None) -> None:
+        """Plays the steps, then cuts the power."""
+        for step, path, target, data in steps:
+            getattr(self, "_" + step.replace(" ", "_"))(self._here(path), self._here(target) if target else None, data)
+        for each in self._data:
+            each.write_bytes(b"")
+        for index in reversed(range(len(self.names))):
+            if lost in (-1, index):
+                self.names[index].undo(self.names[index].path)
+
+    def _make(self, place: Path, target: Path | None, data: bytes) -> None:
+        place.mkdir()
+        self.names.append(Unsynced(place.parent, place, lambda at: shutil.rmtree(at, ignore_errors=True)))
+
+    def _write(self, place: Path, target: Path | None, data: bytes) -> None:
+        if not place.exists():
+            self.names.append(Unsynced(place.parent, place, lambda at: at.unlink(missing_ok=True)))
+        place.write_bytes(data)
+        self._data.add(place)
+
+    def _sync(self, place: Path, target: Path | None, data: bytes) -> None:
+        self._data.discard(place)
+
+    def _sync_folder(self, place: Path, target: Path | None, data: bytes) -> None:
+        self.names = [name for name in self.names if name.folder != place]
+
+    def _rename(self, place: Path, goal: Path | None, data: bytes) -> None:
+        assert goal is not None
+        before = goal.read_bytes() if goal.is_file() else None
+        place.rename(goal)
+        self._data = {_moved(each, place, goal) for each in self._data}
+        for name in self.names:
+            name.moved(place, goal)
+        self.names.append(Unsynced(goal.parent, goal, partial(_move_back, place, before)))
+
+    def _remove(self, place: Path, target: Path | None, data: bytes) -> None:
+        kept = self._played.parent / f"{self._played.name}-removed-{len(self.names)}-{place.name}"
+        place.rename(kept)
+        self._data = {each for each in self._data if each != place and place not in each.parents}
+        self.names.append(Unsynced(place.parent, place, lambda at: None if at.exists() else kept.rename(at)))
+
+    def _here(self, path: Path) -> Path:
+        return self._played / path.relative_to(self._origin)
 
 
-def _move_back(place: Path, goal: Path, before: bytes | None) -> None:
-    if not goal.exists():
-        return
-    goal.rename(place)
-    if before is not None:
-        goal.write_bytes(before)
+def _moved(path: Path, source: Path, target: Path) -> Path:
+    return target / path.relative_to(source) if path == source or source in path.parents else path
 
 
-@pytest.mark.parametrize("names_kept", [False, True])
+def _move_back(place: Path, before: bytes | None, goal: Path) -> None:
+    if goal.exists():
+        goal.rename(place)
+        if before is not None:
+            goal.write_bytes(before)
+
+
 @pytest.mark.parametrize("flag", ["new", "old"])
-async def test_a_power_cut_after_any_step_leaves_a_whole_deployment(tmp_path: Path, names_kept: bool, flag: str) -> None:
+async def test_a_power_cut_after_any_step_leaves_a_whole_deployment(tmp_path: Path, flag: str) -> None:
     template = await settled(tmp_path / "template")
     origin = shutil.copytree(template, tmp_path / "origin")
     disk = Recorded()
     bare = Bare(origin, disk)
     await bare.start()
     await bare.apply(offer(2, flag, probation_s=5.0))
+    told = len(disk.steps)
     bare.clock.advance(6.0)
     await bare.updates.tick()
     assert bare.updates.reported().phase is DeploymentPhase.CONFIRMED
     assert len(disk.steps) > 20
     for cut in range(len(disk.steps) + 1):
-        played = tmp_path / f"cut{cut}"
-        after_power_cut(disk.steps[:cut], template, played, origin, names_kept=names_kept)
-        fresh = Bare(played)
-        await fresh.start()
-        assert flags(fresh) in ({"old"}, {flag}), cut
-        assert (await fresh.apply(offer(3, "later"))).phase is DeploymentPhase.CONFIRMED
+        count = 0
+        for lost in (None, -1, *range(16)):
+            if lost is not None and lost >= count:
+                break
+            disk_after = PowerCut(template, played := tmp_path / f"{cut}-{lost}", origin)
+            disk_after.play(disk.steps[:cut], lost)
+            count = len(disk_after.names)
+            fresh = Bare(played)
+            await fresh.start()
+            assert flags(fresh) in (({flag},) if cut >= told else ({"old"}, {flag})), (cut, lost, disk.steps[cut - 1])
+            assert (await fresh.apply(offer(3, "later"))).phase is DeploymentPhase.CONFIRMED
     assert {CURRENT, COPY} <= {path.name for path in (origin / FOLDER).iterdir()}
