@@ -48,10 +48,25 @@ class LedgerCommand:
         return 0 if ledger.balanced else 1
 
 
+def _deployment(status: dict[str, Any]) -> list[str]:
+    """What runs, from which slot, and what became of the last offer."""
+    deployment, slots = status["deployment"], status["slots"]
+    probation, good = slots["probation"], slots.get("good")
+    lines = [f"running   revision {deployment['running_revision']} from the {deployment['slot']} slot"]
+    if probation:
+        back = f"revision {good['revision']}" if good else "the factory's"
+        lines[0] += f", on probation for {probation['ran_s']:.0f} of {probation['of_s']:g} s (else back to {back})"
+    if deployment["phase"] != "factory":
+        why = f": {deployment['reason']}: {deployment['message']}" if deployment["reason"] else ""
+        lines.append(f"offered   revision {deployment['revision']} {deployment['phase'].upper()}{why}")
+    return lines
+
+
 def _lines(status: dict[str, Any]) -> list[str]:
     link, ledger = status["link"], status["ledger"]
     lines = [
         f"gateway   {status['tenant']}/{status['gateway']}, up {status['uptime_s']:.0f} s, boot {status['boot']}",
+        *_deployment(status),
         f"link      {'up' if link['up'] else 'down'}  {link['detail']}",
         f"ledger    offered {ledger['offered']} = delivered {ledger['delivered']} + pending {ledger['pending']}"
         f" + dropped {sum(ledger['dropped'].values())}",

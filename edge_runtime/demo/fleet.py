@@ -75,6 +75,10 @@ class FleetStage(Stage):
 
     async def push(self, model: Path, name: str, changes: dict[str, str]) -> int:
         """Signs a model and pushes the demo's deployment with it; returns the revision. `model` is a bundle's folder or tar."""
+        return await self.offer((await self.signed(model, name, changes))[1])
+
+    async def signed(self, model: Path, name: str, changes: dict[str, str]) -> tuple[Path, Path]:
+        """A model's tar, signed offline, and the demo's deployment with it and with `changes` of its text."""
         tar = self.directory / f"{name}.tar"
         if model.is_dir():
             await self._command("model", "pack", str(model), "--out", str(tar))
@@ -86,6 +90,10 @@ class FleetStage(Stage):
             text = text.replace(old, new)
         document = self.directory / f"{name}.yaml"
         document.write_text(text)
+        return tar, document
+
+    async def offer(self, document: Path) -> int:
+        """Pushes a deployment to the gateway; returns its revision."""
         return int((await self._fleet("push", str(document), "--gateway", GATEWAY))[0]["revision"])
 
     async def _fleet(self, *arguments: str) -> Any:

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from edge_runtime.app import Gateway
+from edge_runtime.cli.main import main
 from edge_runtime.errors import DeploymentReason, DeploymentRefused
 from edge_runtime.types import DeploymentPhase, Inference
 from tests.deploy.conftest import Models, Plant, desired, document, until
@@ -236,3 +238,34 @@ async def test_models_of_every_slot_outlive_a_full_model_store(plant: Plant, mod
         assert gone == [fetched.digest]
         assert gateway.has_model(good.digest)
         assert gateway.has_model(candidate.digest)
+
+
+async def test_status_tells_the_slots_and_the_last_offer(plant: Plant, models: Models, capsys: pytest.CaptureFixture[str]) -> None:
+    async def told(gateway: Gateway) -> list[str]:
+        assert await asyncio.to_thread(main, ["status", "--state", str(plant.state_dir)]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith(("running", "offered"))]
+
+    good = models.sound()
+    async with plant.running() as gateway:
+        assert await told(gateway) == ["running   revision 0 from the factory slot"]
+        await plant.install(gateway, good)
+        await gateway.apply(desired(1, document(good), good))
+        await gateway.apply(desired(2, document(good, probation_s=600), good))
+        running, offered = await told(gateway)
+        assert running.startswith("running   revision 2 from the candidate slot, on probation for ")
+        assert running.endswith("of 600 s (else back to revision 1)")
+        assert offered == "offered   revision 2 PROBATION"
+        with pytest.raises(DeploymentRefused):
+            await gateway.apply(desired(3, "schema: 1\nnonsense: 1\n"))
+        assert (await told(gateway))[1].startswith("offered   revision 3 REFUSED: invalid: deployment.yaml:2:nonsense: unknown key")
+
+
+async def test_a_reload_does_not_undo_a_push(plant: Plant, models: Models) -> None:
+    good = models.sound()
+    async with plant.running() as gateway:
+        await plant.install(gateway, good)
+        before = await gateway.apply(desired(1, document(good), good))
+        gateway.reload()
+        await until(lambda: plant.heard("deployment_refused"))
+        assert plant.heard("deployment_refused") == ["factory: revision 1 was pushed and is in force"]
+        assert gateway.reported() == before
