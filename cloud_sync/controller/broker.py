@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _START_S = 15.0
 _STOP_S = 5.0
+_SERVER_PORTS = (15_000, 32_000)
+_given: set[int] = set()
 
 
 def find_mosquitto() -> str | None:
@@ -159,9 +162,20 @@ def controllers_broker(settings: Settings) -> BrokerProcess | None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
-    with socket.create_server((_HOST, 0)) as server:
-        return int(server.getsockname()[1])
+    """A port of the loopback that nobody listens on now, never the same twice.
+
+    From below the range that the kernel draws from for outgoing connections, so that none of these takes it before its server starts.
+    """
+    while True:
+        port = random.randrange(*_SERVER_PORTS)
+        if port in _given:
+            continue
+        try:
+            socket.create_server((_HOST, port)).close()
+        except OSError:
+            continue
+        _given.add(port)
+        return port
 
 
 def _accepts(port: int) -> bool:

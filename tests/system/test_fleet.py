@@ -72,6 +72,12 @@ class Plant:
         self.command("join", made["url"], "--token", token, "--id", "gw-1", "--dir", str(self.folder / "gateway"))
         self.command("check", str(self.folder / "gateway/gateway.yaml"))
 
+    def certify_for(self, days: float) -> None:
+        """Certificates live this long from the controller's next start."""
+        path = self.folder / "controller/controller.yaml"
+        path.write_text(path.read_text().replace(f"days: {self.certificate_days}", f"days: {days}"))
+        self.certificate_days = days
+
     def start_controller(self) -> None:
         with (self.folder / "controller.log").open("a") as log:
             process = subprocess.Popen(
@@ -182,6 +188,7 @@ def test_a_gateway_away_beyond_its_certificate_decides_on_returns_renews_and_rec
     plant.stop("gateway", signal.SIGKILL)
     plant.start_gateway()
     plant.until(lambda: plant.status().get("deployment", {}).get("running_revision") == 1)
+    plant.certify_for(days=7)
     plant.start_controller()
     plant.until(lambda: certificate.read_bytes() != noted, 60.0)
     assert plant.push(2)[0]["phase"] == "confirmed"
