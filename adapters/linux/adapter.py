@@ -1,21 +1,25 @@
 """The adapter `linux`: real readings of the machine it runs on. Everything it offers exists; nothing is invented.
 
-What can be read is the probes' business; here are the thread that they block, the rates, and devices that come and go.
+What can be read is the probes' business; here are the threads that they block, the rates, streams, and devices that come and go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import fnmatch
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import msgspec
 
+from adapters.linux.feeds import Feed, Feeding
+from adapters.linux.gpio_uapi import Ioctl
 from adapters.linux.leds import Leds
+from adapters.linux.lines import Lines, LineSpec, check_lines
 from adapters.linux.network import Network
 from adapters.linux.probe import Count, Probe, Rates, Share
 from adapters.linux.sensors import Hwmon, PowerSupply, Thermal
@@ -24,6 +28,7 @@ from adapters.linux.system import Frequency, Load, Memory, Pressure, Processors,
 from edge_runtime.clock import Clock
 from edge_runtime.errors import AdapterDisconnected, AdapterError, InputError
 from edge_runtime.options import decode_options
+from edge_runtime.ports import SampleSink
 from edge_runtime.types import ChannelInfo, ChannelKind, Health, Quality, Sample
 
 PROBES: tuple[Callable[[str], Probe], ...] = (
@@ -42,40 +47,68 @@ PROBES: tuple[Callable[[str], Probe], ...] = (
     PowerSupply,
 )
 
+CLOSING_S = 2.0
+"""How long giving the lines back may take before it goes on by itself."""
+
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """`root` is where /proc and /sys are looked for; `include` and `exclude` are globs over channel names."""
+    """`root` is where /proc, /sys and /dev are looked for; `include` and `exclude` are globs over channel names."""
 
     root: str = "/"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
     rescan_s: float = 10.0
+    lines: dict[str, LineSpec] = {}
+
+
+class Output(Protocol):
+    """A source of actuators. Blocks, in a thread of its own."""
+
+    def set(self, channel: str, state: str) -> None: ...
+
+    def get(self, channel: str) -> str | None: ...
+
+
+class _Threads(NamedTuple):
+    """A sensor that hangs must not hold an actuator, and neither of them the event loop."""
+
+    sensing: ThreadPoolExecutor
+    acting: ThreadPoolExecutor
 
 
 class LinuxAdapter:
-    """Reads in a thread of its own: a slow sensor chip must not hold the event loop."""
+    """Reads and acts in threads of its own; streams on the loop, by descriptors that tell when there is something."""
 
-    def __init__(self, name: str, options: Options, clock: Clock) -> None:
+    def __init__(self, name: str, options: Options, clock: Clock, *, probes: Sequence[Probe] = (), ioctl: Ioctl = fcntl.ioctl) -> None:
+        """`probes` are sources beyond `PROBES`."""
         self.name = name
         self._options = options
         self._clock = clock
         root = options.root.rstrip("/")
-        self._probes = [probe(root) for probe in PROBES]
         self._leds = Leds(Path(options.root))
+        self._lines = Lines(root, options.lines, clock, ioctl)
+        self._probes = [*(probe(root) for probe in PROBES), *probes]
         self._rates = Rates()
-        self._thread: ThreadPoolExecutor | None = None
+        self._threads: _Threads | None = None
         self._channels: dict[str, ChannelInfo] = {}
-        self._seen: dict[str, tuple[ChannelKind, Probe | None]] = {}
+        self._seen: dict[str, tuple[ChannelKind, Probe | Output | Feed]] = {}
+        self._held: list[tuple[ChannelInfo, Probe | Output | Feed]] = []
+        self._feedings: set[Feeding] = set()
         self._counters = {"reads": 0, "unreadable": 0, "rescans": 0}
 
     async def open(self) -> None:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, f"adapter-{self.name}")
+        if self._threads is None:
+            self._threads = _Threads(ThreadPoolExecutor(1, f"adapter-{self.name}"), ThreadPoolExecutor(1, f"adapter-{self.name}-acting"))
         self._seen = {}
-        await self._in_thread(self._scan)
+        try:
+            self._held = await self._acting(self._take)
+            await self._sensing(self._scan)
+        except BaseException:
+            await self.close()
+            raise
         if not self._channels:
             await self.close()
             raise AdapterError(
@@ -83,56 +116,81 @@ class LinuxAdapter:
             )
 
     async def close(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.submit(self._rates.clear)
+        threads, self._threads = self._threads, None
+        if threads is None:
+            return
+        for feeding in list(self._feedings):
+            feeding.end(AdapterDisconnected(f"{self.name}: closed meanwhile"))
+        threads.sensing.submit(self._rates.clear)
+        await asyncio.wait({asyncio.wrap_future(threads.acting.submit(self._lines.close))}, timeout=CLOSING_S)
+        for thread in threads:
             thread.shutdown(wait=False)
 
     def channels(self) -> Sequence[ChannelInfo]:
         return list(self._channels.values())
 
     def health(self) -> Health:
-        return Health(self._thread is not None, f"{len(self._channels)} channels below {self._options.root}", dict(self._counters))
+        counters = self._counters | self._lines.counters
+        return Health(self._threads is not None, f"{len(self._channels)} channels below {self._options.root}", counters)
 
     async def read(self, channels: Sequence[str]) -> Sequence[Sample]:
         for channel in channels:
             self._require(channel, ChannelKind.SAMPLED)
-        return await self._in_thread(self._read, tuple(channels))
+        return await self._sensing(self._read, tuple(channels))
+
+    async def stream(self, channels: Sequence[str], sink: SampleSink) -> None:
+        feeds: dict[Feed, list[str]] = {}
+        for channel in channels:
+            feeds.setdefault(cast(Feed, self._require(channel, ChannelKind.STREAMING)), []).append(channel)
+        feeding = Feeding(sink)
+        self._feedings.add(feeding)
+        try:
+            for feed, wanted in feeds.items():
+                feeding.add(feed, *await self._acting(feed.start, tuple(wanted)))
+            await feeding.ended()
+        finally:
+            self._feedings.discard(feeding)
+            feeding.end()
+            self._let_go(feeds)
 
     async def actuate(self, channel: str, state: str) -> None:
-        self._require(channel, ChannelKind.ACTUATOR)
-        await self._in_thread(self._leds.set, channel, state)
+        output = cast(Output, self._require(channel, ChannelKind.ACTUATOR))
+        await self._acting(output.set, channel, state)
 
     async def actuator_state(self, channel: str) -> str | None:
-        self._require(channel, ChannelKind.ACTUATOR)
-        return await self._in_thread(self._leds.get, channel)
+        output = cast(Output, self._require(channel, ChannelKind.ACTUATOR))
+        return await self._acting(output.get, channel)
 
     async def changes(self) -> AsyncIterator[Sequence[ChannelInfo]]:
         """Looks again every `rescan_s`; a device that was plugged in or out gives a new list."""
         while True:
             await asyncio.sleep(self._options.rescan_s)
             before = self._channels
-            await self._in_thread(self._scan)
+            await self._sensing(self._scan)
             self._counters["rescans"] += 1
             if self._channels != before:
                 yield self.channels()
 
-    # -- in the thread ------------------------------------------------------------------------------------------------------
+    # -- in the threads -----------------------------------------------------------------------------------------------------
+
+    def _take(self) -> list[tuple[ChannelInfo, Probe | Output | Feed]]:
+        self._lines.open()
+        feeds = self._lines.feeds()
+        return [(info, feeds.get(info.channel, self._lines)) for info in self._lines.channels()]
 
     def _scan(self) -> None:
-        found: list[tuple[ChannelInfo, Probe | None]] = [(info, probe) for probe in self._probes for info in probe.discover()]
-        found += [(info, None) for info in self._leds.channels()]
-        wanted = {info.channel: (info, probe) for info, probe in found if self._wanted(info.channel)}
+        found: list[tuple[ChannelInfo, Probe | Output | Feed]] = [(info, probe) for probe in self._probes for info in probe.discover()]
+        found += [(info, self._leds) for info in self._leds.channels()]
+        found += self._held
+        wanted = {info.channel: (info, source) for info, source in found if self._wanted(info.channel)}
         self._channels = {channel: info for channel, (info, _) in wanted.items()}
-        self._seen = self._seen | {channel: (info.kind, probe) for channel, (info, probe) in wanted.items()}
+        self._seen = self._seen | {channel: (info.kind, source) for channel, (info, source) in wanted.items()}
 
     def _read(self, channels: Sequence[str]) -> list[Sample]:
         """Each source once, whatever number of its channels is asked for."""
         asked: dict[Probe, list[str]] = {}
         for channel in channels:
-            probe = self._seen[channel][1]
-            assert probe is not None
-            asked.setdefault(probe, []).append(channel)
+            asked.setdefault(cast(Probe, self._seen[channel][1]), []).append(channel)
         samples: dict[str, Sample] = {}
         for probe, wanted in asked.items():
             values = probe.read(wanted)
@@ -153,17 +211,24 @@ class LinuxAdapter:
 
     # -- on the loop ---------------------------------------------------------------------------------------------------------
 
-    async def _in_thread(self, call: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
-        thread = self._working()
+    async def _sensing(self, call: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        return await self._in(self._working().sensing, call, *arguments, **named)
+
+    async def _acting(self, call: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Result:
+        return await self._in(self._working().acting, call, *arguments, **named)
+
+    async def _in(
+        self, thread: ThreadPoolExecutor, call: Callable[_Arguments, _Result], *arguments: _Arguments.args, **named: _Arguments.kwargs
+    ) -> _Result:
         result = await asyncio.wrap_future(thread.submit(call, *arguments, **named))
-        if self._thread is not thread:
+        if self._threads is None or thread not in self._threads:
             raise AdapterDisconnected(f"{self.name}: closed meanwhile")
         return result
 
-    def _working(self) -> ThreadPoolExecutor:
-        if self._thread is None:
+    def _working(self) -> _Threads:
+        if self._threads is None:
             raise AdapterDisconnected(f"{self.name}: not open")
-        return self._thread
+        return self._threads
 
     def _wanted(self, channel: str) -> bool:
         included, excluded = (
@@ -171,19 +236,32 @@ class LinuxAdapter:
         )
         return included and not excluded
 
-    def _require(self, channel: str, kind: ChannelKind) -> None:
+    def _let_go(self, feeds: Iterable[Feed]) -> None:
+        if self._threads is not None:
+            for feed in feeds:
+                self._threads.acting.submit(feed.stop)
+
+    def _require(self, channel: str, kind: ChannelKind) -> Probe | Output | Feed:
         """A channel that was here since `open` is known; whether it still can be read is told by its quality."""
         self._working()
-        if self._seen.get(channel, (None, None))[0] is not kind:
+        known_kind, source = self._seen.get(channel, (None, None))
+        if source is None or known_kind is not kind:
             known = [name for name, info in self._channels.items() if info.kind is kind]
             near = get_close_matches(channel, known, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise InputError(f"{self.name}: no such {kind.value} channel `{channel}` here{hint} (known: {', '.join(known) or 'none'})")
+        return source
 
 
 def open_adapter(name: str, options: Mapping[str, Any], clock: Clock) -> LinuxAdapter:
     """The factory behind the driver `linux`. Raises InputError on options that cannot be."""
     decoded = decode_options(options, Options, name)
-    if not decoded.rescan_s > 0:
-        raise InputError(f"{name}.options.rescan_s: expected a number above 0, got {decoded.rescan_s:g}")
+    check_options(decoded, name)
     return LinuxAdapter(name, decoded, clock)
+
+
+def check_options(options: Options, name: str) -> None:
+    """Raises InputError for options that contradict themselves."""
+    if not options.rescan_s > 0:
+        raise InputError(f"{name}.options.rescan_s: expected a number above 0, got {options.rescan_s:g}")
+    check_lines(options.lines, name)

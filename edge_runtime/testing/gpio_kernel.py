@@ -109,7 +109,7 @@ class GpioKernel:
         (offset,) = struct.unpack_from("I", data, 64)
         model, pin = self._chips[path], self._checked(path, offset)
         held = model.held.get(offset) or (pin.consumer if pin.taken else "")
-        flags = pin.flags | (1 if held else 0)
+        flags = pin.flags | 1 if held else pin.flags & (_INPUT | _OUTPUT)
         struct.pack_into("32s32sIIQ", data, 0, model.names.get(offset, "").encode(), held.encode(), offset, 0, flags)
 
     def _line(self, path: str, data: memoryview) -> None:
@@ -126,6 +126,8 @@ class GpioKernel:
         pin.fd, pin.seqno = os.open(pin.queue, os.O_RDWR | os.O_CLOEXEC), 0
         if flags:
             self._configure(pin, data[288:560])
+        else:
+            pin.flags &= _INPUT | _OUTPUT
         struct.pack_into("i", data, 588, pin.fd)
 
     # -- line ---------------------------------------------------------------------------------------------------------------
