@@ -18,6 +18,7 @@ import msgspec
 
 from adapters.linux.feeds import Feed, Feeding
 from adapters.linux.gpio_uapi import Ioctl
+from adapters.linux.iio import Iio
 from adapters.linux.leds import Leds
 from adapters.linux.lines import Lines, LineSpec, check_lines
 from adapters.linux.network import Network
@@ -43,6 +44,7 @@ PROBES: tuple[Callable[[str], Probe], ...] = (
     BlockDevices,
     Network,
     Hwmon,
+    Iio,
     Thermal,
     PowerSupply,
 )

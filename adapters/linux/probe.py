@@ -118,9 +118,10 @@ def read_proc(path: str) -> str:
 
 
 def read_number(path: str) -> float | None:
-    """A sysfs attribute as a number; None when it is missing, gives an error or holds something else."""
+    """A sysfs attribute as a finite number; None when it is missing, gives an error or holds something else."""
     with suppress(OSError, ValueError):
-        return float(read_attribute(path))
+        value = float(read_attribute(path))
+        return value if math.isfinite(value) else None
     return None
 
 

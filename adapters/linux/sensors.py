@@ -14,19 +14,22 @@ from edge_runtime.types import ChannelInfo
 
 
 @dataclass(frozen=True, slots=True)
-class _Attribute:
+class Attribute:
+    """A file of sysfs; the value is (file + offset) * scale."""
+
     path: str
     unit: str
     scale: float
     description: str
+    offset: float = 0.0
 
 
-class _Attributes:
-    """A probe whose every channel is one sysfs attribute times a scale."""
+class Attributes:
+    """A probe whose every channel is one sysfs attribute, scaled."""
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._found: dict[str, _Attribute] = {}
+        self._found: dict[str, Attribute] = {}
 
     def discover(self) -> list[ChannelInfo]:
         self._found = dict(self._attributes())
@@ -39,20 +42,21 @@ class _Attributes:
             found = self._found.get(channel)
             value = read_number(found.path) if found is not None and not self._faulty(found.path) else None
             if found is not None and value is not None:
-                values[channel] = value * found.scale
+                values[channel] = (value + found.offset) * found.scale
         return values
 
-    def _attributes(self) -> Iterator[tuple[str, _Attribute]]:
+    def _attributes(self) -> Iterator[tuple[str, Attribute]]:
         raise NotImplementedError
 
     def _faulty(self, path: str) -> bool:
         return False
 
 
-class Hwmon(_Attributes):
+class Hwmon(Attributes):
     """Sensors of the hwmon class, scaled as Documentation/hwmon/sysfs-interface.rst says.
 
-    A channel is `hwmon/<chip>/<label or input>`. Two chips of one name are told apart by their device, such as `lm75-0-0048`.
+    A channel is `hwmon/<chip>/<label or input>`, or an alarm such as `hwmon/rpi_volt/in0_lcrit_alarm`. Two chips of one name are told
+    apart by their device, such as `lm75-0-0048`.
     """
 
     _KINDS = {  # noqa: RUF012 - never changed
@@ -66,12 +70,13 @@ class Hwmon(_Attributes):
         "freq": ("Hz", 1.0, "frequency"),
     }
     _INPUT = re.compile(r"([a-z]+)(\d+)_input|(power)(\d+)_average")
+    _ALARM = re.compile(r"([a-z]+\d+)_((?:[a-z]+_)?alarm)")
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
         self._faults: dict[str, str] = {}
 
-    def _attributes(self) -> Iterator[tuple[str, _Attribute]]:
+    def _attributes(self) -> Iterator[tuple[str, Attribute]]:
         self._faults = {}
         chips = {path: self._chip(name, path) for name, path in folders(f"{self._root}/sys/class/hwmon")}
         names = Counter(chips.values())
@@ -79,7 +84,7 @@ class Hwmon(_Attributes):
             name = chip if names[chip] == 1 else f"{chip}-{self._device(path)}"
             yield from self._inputs(path, f"hwmon/{name}", chip)
 
-    def _inputs(self, chip_path: str, prefix: str, chip: str) -> Iterator[tuple[str, _Attribute]]:
+    def _inputs(self, chip_path: str, prefix: str, chip: str) -> Iterator[tuple[str, Attribute]]:
         files = dict(folders(chip_path))
         inputs: dict[str, tuple[str, tuple[str, float, str]]] = {}
         for name, path in files.items():
@@ -93,7 +98,13 @@ class Hwmon(_Attributes):
             if f"{stem}_fault" in files:
                 self._faults[path] = files[f"{stem}_fault"]
             label = labels[stem] if shared[labels[stem]] == 1 else stem
-            yield f"{prefix}/{label}", _Attribute(path, unit, scale, f"{words}, {chip} {labels[stem]}")
+            yield f"{prefix}/{label}", Attribute(path, unit, scale, f"{words}, {chip} {labels[stem]}")
+        for name, path in files.items():
+            if match := self._ALARM.fullmatch(name):
+                yield (
+                    f"{prefix}/{name}",
+                    Attribute(path, "bool", 1.0, f"{match[2].replace('_', ' ')}, {chip} {labels.get(match[1], match[1])}"),
+                )
 
     def _faulty(self, path: str) -> bool:
         return path in self._faults and read_number(self._faults[path]) == 1
@@ -114,16 +125,16 @@ class Hwmon(_Attributes):
         return stem
 
 
-class Thermal(_Attributes):
+class Thermal(Attributes):
     """Thermal zones (Documentation/driver-api/thermal/sysfs-api.rst) by their type; two of one type by their number."""
 
-    def _attributes(self) -> Iterator[tuple[str, _Attribute]]:
+    def _attributes(self) -> Iterator[tuple[str, Attribute]]:
         zones = [(name, path) for name, path in folders(f"{self._root}/sys/class/thermal") if name.startswith("thermal_zone")]
         types = {name: self._type(name, path) for name, path in zones}
         shared = Counter(types.values())
         for name, path in zones:
             kind = types[name] if shared[types[name]] == 1 else f"{types[name]}/{name.removeprefix('thermal_zone')}"
-            yield f"thermal/{kind}", _Attribute(f"{path}/temp", "degC", 1e-3, f"thermal zone {types[name]}")
+            yield f"thermal/{kind}", Attribute(f"{path}/temp", "degC", 1e-3, f"thermal zone {types[name]}")
 
     def _type(self, name: str, path: str) -> str:
         with suppress(OSError):
@@ -131,7 +142,7 @@ class Thermal(_Attributes):
         return name
 
 
-class PowerSupply(_Attributes):
+class PowerSupply(Attributes):
     """Batteries and chargers (Documentation/ABI/testing/sysfs-class-power)."""
 
     _FILES = {  # noqa: RUF012 - never changed
@@ -143,8 +154,8 @@ class PowerSupply(_Attributes):
         "online": ("bool", 1.0, "connected"),
     }
 
-    def _attributes(self) -> Iterator[tuple[str, _Attribute]]:
+    def _attributes(self) -> Iterator[tuple[str, Attribute]]:
         for supply, path in folders(f"{self._root}/sys/class/power_supply"):
             for file, (unit, scale, words) in self._FILES.items():
                 if os.path.exists(f"{path}/{file}"):  # noqa: PTH110 - plain strings are what makes a read cheap
-                    yield f"power/{supply}/{file.removesuffix('_now')}", _Attribute(f"{path}/{file}", unit, scale, f"{words} of {supply}")
+                    yield f"power/{supply}/{file.removesuffix('_now')}", Attribute(f"{path}/{file}", unit, scale, f"{words} of {supply}")

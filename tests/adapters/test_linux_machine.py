@@ -323,6 +323,8 @@ def _source_of(channel: str) -> Path:
     plain = {"cpu": "stat", "load": "loadavg", "uptime": "uptime", "memory": "meminfo", "swap": "meminfo", "clock": "uptime"}
     if kind in plain:
         return Path("/proc") / plain[kind]
+    if kind == "iio":
+        return Path("/sys/bus/iio/devices")
     if kind == "fs:":
         return Path("/") / rest
     roots = {
