@@ -198,7 +198,8 @@ def _exponentials(layer: Layer) -> Array:
     steps = np.arange(256) - 255
     if layer.variant == 1:
         return np.exp((np.float32(layer.inputs[0].scale) * steps.astype(np.float32)).astype(np.float32)).astype(np.float32)
-    return np.exp(steps * np.float64(layer.inputs[0].scale)).astype(np.float32)
+    table: Array = np.exp(steps * np.float64(layer.inputs[0].scale)).astype(np.float32)
+    return table
 
 
 def _shape(shape: Shape) -> tuple[int, int, int]:

@@ -77,7 +77,8 @@ def c_array(exported: Exported, symbol: str = "edge_model") -> str:
     return (
         f"/* Model `{said.name}`, version {said.version}, {said.rounding} rounding: {len(data)} bytes, arena {said.arena_bytes} bytes.\n"
         " * Written by `edge-runtime model export-c`; do not edit.\n */\n"
-        f"#include <stddef.h>\n\n_Alignas(8) const unsigned char {symbol}[] = {{\n{rows}\n}};\nconst size_t {symbol}_bytes = sizeof {symbol};\n"
+        f"#include <stddef.h>\n\n_Alignas(8) const unsigned char {symbol}[] = {{\n{rows}\n}};\n"
+        f"const size_t {symbol}_bytes = sizeof {symbol};\n"
     )
 
 

@@ -34,7 +34,7 @@ def read(path: Path) -> Network:
 def _load(path: Path) -> Any:
     try:
         import onnx
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError as err:
         raise MissingDependency("onnx", "quantize") from err
     try:

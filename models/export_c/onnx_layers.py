@@ -1,4 +1,4 @@
-"""The operators of an ONNX graph as layers: what stands between a dequantize and a quantize waits here until its result's scale is known."""
+"""The operators of an ONNX graph as layers. What stands between a dequantize and a quantize waits here until its result has a scale."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def _bias(node: Node, layer: Layer, constant: Constant) -> Array:
     if constant.scales is not None and constant.stored.dtype == np.int32:
         return _spread(node, constant.stored, len(layer.weight_scales)).astype(np.int32)
     scales = layer.inputs[0].scale * layer.weight_scales
-    return np.rint(_spread(node, constant.real, len(scales)) / scales).astype(np.int64).astype(np.int32)
+    rounded: Array = np.rint(_spread(node, constant.real, len(scales)) / scales).astype(np.int64).astype(np.int32)
+    return rounded
 
 
 def _spread(node: Node, values: Array, channels: int) -> Array:
@@ -281,7 +282,8 @@ def _tabulated(function: Function, given: Tensor, made: Tensor) -> Array:
     """The result for every stored value, computed in float32 as between a dequantize and a quantize."""
     real = (np.arange(-128, 128) - given.zero).astype(np.float32) * given.scale
     stored = np.rint(function(real).astype(np.float32) / made.scale) + made.zero
-    return np.clip(stored, -128, 127).astype(np.int8)
+    table: Array = np.clip(stored, -128, 127).astype(np.int8)
+    return table
 
 
 LAYERS: dict[str, Callable[[Node, Sequence[Value | None]], Value]] = {

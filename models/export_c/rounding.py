@@ -36,6 +36,15 @@ def multipliers(scales: list[float]) -> tuple[Array, Array]:
     return _columns([_multiplier(scale) for scale in scales])
 
 
+def rounded_twice(value: int, multiplier: int, shift: int) -> int:
+    """value * multiplier / 2^31 * 2^shift as the firmware's round_double computes it."""
+    product = (value << max(shift, 0)) * multiplier
+    high = (product + (1 << 30)) >> 31 if product >= 0 else -((-product + (1 << 30) - 1) >> 31)
+    by = max(-shift, 0)
+    mask = (1 << by) - 1
+    return (high >> by) + ((high & mask) > (mask >> 1) + (high < 0))
+
+
 def _significand(scale: float) -> tuple[int, int]:
     fraction, exponent = math.frexp(scale)
     significand, exponent = int(fraction * (1 << _SIGNIFICAND_BITS)), exponent - _SIGNIFICAND_BITS
