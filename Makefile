@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TRAIN := .venv-train
 ARGS ?=
+WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-fast test-train check bench lock clean
 
@@ -11,10 +12,10 @@ demo: $(VENV)/.demo
 	@$(BIN)/edge-runtime demo $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" $(ARGS)
 
 # What `make test` skips for want of torch and scikit-learn, in an environment of its own.
 test-train: $(TRAIN)/.ready

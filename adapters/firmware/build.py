@@ -1,6 +1,7 @@
 """Builds the node's firmware: finds a compiler, compiles, links, and checks the sizes against the limits.
 
-Debian's `gcc-arm-none-eabi` or the `ziglang` wheel will do; no C library is needed. `python -m adapters.firmware.build --out DIR` does it by hand.
+Debian's `gcc-arm-none-eabi` or the `ziglang` wheel will do; no C library is needed. By hand:
+`python -m adapters.firmware.build --out DIR`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def find_compiler(kind: CompilerKind | None = None) -> Compiler:
 
 
 def build(out: Path, *, board: str = BOARDS[0], compiler: Compiler | None = None, label: str = "dev") -> Firmware:
-    """Builds `firmware.elf` and `firmware.bin` in the folder `out`. `label` (up to 15 ASCII characters) is what the node says in its *hello*.
+    """Builds `firmware.elf` and `firmware.bin` in the folder `out`. `label` (up to 15 ASCII characters) is in the node's *hello*.
 
     Raises MissingCompiler, InputError for an unknown board or label, AdapterError with the compiler's words when it fails, or when gcc's
     result is larger than the limits.
@@ -111,7 +112,10 @@ def build(out: Path, *, board: str = BOARDS[0], compiler: Compiler | None = None
 
 
 def provision_page(*, node_id: int, key: bytes, mac: str, address: str, flags: int = 0) -> bytes:
-    """The 64 bytes at PROVISION_ADDRESS that make a firmware one node's own. `address` is like `192.168.7.20/24`, `mac` like `02:00:00:00:00:07`."""
+    """The 64 bytes at PROVISION_ADDRESS that make a firmware one node's own.
+
+    `address` is like `192.168.7.20/24`, `mac` like `02:00:00:00:00:07`.
+    """
     octets = bytes.fromhex(mac.replace(":", ""))
     if len(octets) != 6 or octets[0] & 1:
         raise InputError(f"expected a unicast MAC address of 6 bytes, got {mac}")
