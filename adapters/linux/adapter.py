@@ -19,6 +19,7 @@ import msgspec
 from adapters.linux.feeds import Feed, Feeding
 from adapters.linux.gpio_uapi import Ioctl
 from adapters.linux.iio import Iio
+from adapters.linux.iio_buffer import BufferSpec, Capture, check_buffers
 from adapters.linux.leds import Leds
 from adapters.linux.lines import Lines, LineSpec, check_lines
 from adapters.linux.network import Network
@@ -64,6 +65,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     exclude: tuple[str, ...] = ()
     rescan_s: float = 10.0
     lines: dict[str, LineSpec] = {}
+    buffers: dict[str, BufferSpec] = {}
 
 
 class Output(Protocol):
@@ -91,6 +93,7 @@ class LinuxAdapter:
         self._clock = clock
         root = options.root.rstrip("/")
         self._leds = Leds(Path(options.root))
+        self._root = root
         self._lines = Lines(root, options.lines, clock, ioctl)
         self._probes = [*(probe(root) for probe in PROBES), *probes]
         self._rates = Rates()
@@ -99,6 +102,7 @@ class LinuxAdapter:
         self._seen: dict[str, tuple[ChannelKind, Probe | Output | Feed]] = {}
         self._held: list[tuple[ChannelInfo, Probe | Output | Feed]] = []
         self._feedings: set[Feeding] = set()
+        self._captured: dict[str, int] = {}
         self._counters = {"reads": 0, "unreadable": 0, "rescans": 0}
 
     async def open(self) -> None:
@@ -124,7 +128,7 @@ class LinuxAdapter:
         for feeding in list(self._feedings):
             feeding.end(AdapterDisconnected(f"{self.name}: closed meanwhile"))
         threads.sensing.submit(self._rates.clear)
-        await asyncio.wait({asyncio.wrap_future(threads.acting.submit(self._lines.close))}, timeout=CLOSING_S)
+        await asyncio.wait({asyncio.wrap_future(threads.acting.submit(self._give_back))}, timeout=CLOSING_S)
         for thread in threads:
             thread.shutdown(wait=False)
 
@@ -132,7 +136,7 @@ class LinuxAdapter:
         return list(self._channels.values())
 
     def health(self) -> Health:
-        counters = self._counters | self._lines.counters
+        counters = self._counters | self._lines.counters | self._captured
         return Health(self._threads is not None, f"{len(self._channels)} channels below {self._options.root}", counters)
 
     async def read(self, channels: Sequence[str]) -> Sequence[Sample]:
@@ -178,7 +182,19 @@ class LinuxAdapter:
     def _take(self) -> list[tuple[ChannelInfo, Probe | Output | Feed]]:
         self._lines.open()
         feeds = self._lines.feeds()
-        return [(info, feeds.get(info.channel, self._lines)) for info in self._lines.channels()]
+        held: list[tuple[ChannelInfo, Probe | Output | Feed]] = [
+            (info, feeds.get(info.channel, self._lines)) for info in self._lines.channels()
+        ]
+        for name, spec in self._options.buffers.items():
+            capture = Capture(self._root, name, spec, self._captured)
+            held += [(info, capture) for info in capture.channels()]
+        return held
+
+    def _give_back(self) -> None:
+        for capture in {source for _, source in self._held if isinstance(source, Capture)}:
+            capture.stop()
+        self._held = []
+        self._lines.close()
 
     def _scan(self) -> None:
         found: list[tuple[ChannelInfo, Probe | Output | Feed]] = [(info, probe) for probe in self._probes for info in probe.discover()]
@@ -267,3 +283,4 @@ def check_options(options: Options, name: str) -> None:
     if not options.rescan_s > 0:
         raise InputError(f"{name}.options.rescan_s: expected a number above 0, got {options.rescan_s:g}")
     check_lines(options.lines, name)
+    check_buffers(options.buffers, name)
