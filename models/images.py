@@ -1,10 +1,12 @@
 """A picture as the input of a model: sized, in the model's layout, its pixels scaled to what the model was trained on.
 
-The only module that imports Pillow. Resizing is bilinear. Without a manifest the aspect ratio is not kept and nothing is cropped.
+The only module that imports Pillow. A photo is turned upright as its camera noted. Resizing is bilinear. Without a
+manifest the aspect ratio is not kept and nothing is cropped.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from models.tensors import numpy_dtype, shape_text
 SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 DEFAULT_MEAN = DEFAULT_SCALE = (127.5,)
 
+_MOST_PIXELS = 128_000_000
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _PIXEL_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-128.0, 127.0))
 
@@ -131,18 +134,33 @@ def _laid_out(values: Array, layout: Layout) -> Array:
 def _pixels(path: Path, layout: Layout) -> Array:
     """HxWxC uint8 of the model's size."""
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
     except ImportError as err:
         raise MissingDependency("pillow", "image") from err
     try:
-        with Image.open(path) as picture:
-            converted = picture.convert(_MODES[layout.channels])
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            _check_size(picture)
+            converted = ImageOps.exif_transpose(_eight_bits(picture)).convert(_MODES[layout.channels])
             size = (layout.width if layout.width > 0 else converted.width, layout.height if layout.height > 0 else converted.height)
             fit: Any = {"stretch": converted.resize, "crop": partial(ImageOps.fit, converted), "pad": partial(ImageOps.pad, converted)}
             resized = converted if converted.size == size else fit[layout.resize](size, Image.Resampling.BILINEAR)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as err:
+    except InputError:
+        raise
+    except Exception as err:  # its decoders raise whatever a damaged file makes them raise
         raise InputError(f"{path}: not a picture that can be read: {err}") from err
     return np.asarray(resized, np.uint8).reshape(resized.height, resized.width, layout.channels)
+
+
+def _check_size(picture: Any) -> None:
+    if picture.width * picture.height > _MOST_PIXELS:
+        raise InputError(f"{picture.filename}: {picture.width} x {picture.height} pixels, at most {_MOST_PIXELS} are read; make it smaller")
+
+
+def _eight_bits(picture: Any) -> Any:
+    """A picture of 16 bits a pixel as one of 8; others as they are. Pillow itself would cut off all above 255."""
+    if not picture.mode.startswith("I;16"):
+        return picture
+    return picture.point(lambda value: value / 256, "L")
 
 
 def _scaled(pixels: Array, tensor: TensorInfo) -> tuple[Array, str]:

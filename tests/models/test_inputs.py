@@ -222,6 +222,25 @@ class TestPictures:
         first = only(picture, TensorInfo("x", (1, 3, 4, 5), "float32"))
         assert first.shape == (1, 3, 4, 5)
 
+    def test_a_photo_is_turned_as_its_camera_noted(self, tmp_path: Path) -> None:
+        image = pytest.importorskip("PIL.Image")
+        orientation = image.Exif()
+        orientation[0x0112] = 6  # a quarter turn clockwise brings it upright
+        image.fromarray(np.rot90(self.RGB), "RGB").save(tmp_path / "photo.png", exif=orientation)
+        assert only(tmp_path / "photo.png", TensorInfo("x", (1, 2, 3, 3), "uint8", 1 / 128, 128)).tolist() == [self.RGB.tolist()]
+
+    def test_sixteen_bits_a_pixel_become_eight(self, tmp_path: Path) -> None:
+        image = pytest.importorskip("PIL.Image")
+        image.fromarray(np.array([[0, 256, 32_768], [65_535, 255, 511]], np.uint16)).save(tmp_path / "deep.png")
+        got = only(tmp_path / "deep.png", TensorInfo("x", (1, 2, 3, 1), "uint8", 1 / 128, 128))
+        assert got[0, :, :, 0].tolist() == [[0, 1, 128], [255, 0, 1]]
+
+    def test_a_picture_too_large_to_decode_is_refused_before_it_is(self, tmp_path: Path) -> None:
+        image = pytest.importorskip("PIL.Image")
+        image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
+        with pytest.raises(InputError, match=r"bomb\.png: 12000 x 12000 pixels, at most 128000000 are read"):
+            only(tmp_path / "bomb.png", TensorInfo("x", (1, 2, 3, 3), "uint8", 1 / 128, 128))
+
     def test_grey_without_an_axis_for_channels(self, picture: Path) -> None:
         assert only(picture, TensorInfo("x", (1, 2, 3), "uint8")).shape == (1, 2, 3)
 
