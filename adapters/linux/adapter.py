@@ -86,15 +86,15 @@ class _Threads(NamedTuple):
 class LinuxAdapter:
     """Reads and acts in threads of its own; streams on the loop, by descriptors that tell when there is something."""
 
-    def __init__(self, name: str, options: Options, clock: Clock, *, probes: Sequence[Probe] = (), ioctl: Ioctl = fcntl.ioctl) -> None:
-        """`probes` are sources beyond `PROBES`."""
+    def __init__(self, name: str, options: Options, clock: Clock, *, probes: Sequence[Probe] = (), lines: Lines | None = None) -> None:
+        """`probes` are sources beyond `PROBES`; `lines` is for boards that have names of their own for them."""
         self.name = name
         self._options = options
         self._clock = clock
         root = options.root.rstrip("/")
         self._leds = Leds(Path(options.root))
         self._root = root
-        self._lines = Lines(root, options.lines, clock, ioctl)
+        self._lines = lines or Lines(root, options.lines, clock)
         self._probes = [*(probe(root) for probe in PROBES), *probes]
         self._rates = Rates()
         self._threads: _Threads | None = None
@@ -271,11 +271,11 @@ class LinuxAdapter:
         return source
 
 
-def open_adapter(name: str, options: Mapping[str, Any], clock: Clock) -> LinuxAdapter:
+def open_adapter(name: str, options: Mapping[str, Any], clock: Clock, *, ioctl: Ioctl = fcntl.ioctl) -> LinuxAdapter:
     """The factory behind the driver `linux`. Raises InputError on options that cannot be."""
     decoded = decode_options(options, Options, name)
     check_options(decoded, name)
-    return LinuxAdapter(name, decoded, clock)
+    return LinuxAdapter(name, decoded, clock, lines=Lines(decoded.root.rstrip("/"), decoded.lines, clock, ioctl))
 
 
 def check_options(options: Options, name: str) -> None:

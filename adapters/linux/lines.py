@@ -234,6 +234,10 @@ class Lines:
             if self._specs[channel].watched
         }
 
+    def find(self, text: str, found: list[Chip]) -> Place:
+        """Where the line of that name is; boards with names of their own know better. Raises as `find_line`."""
+        return find_line(text, found, self._ioctl)
+
     def discover(self) -> list[ChannelInfo]:
         """The inputs that are read when asked."""
         return [info for info in self.channels() if info.kind is ChannelKind.SAMPLED]
@@ -267,7 +271,7 @@ class Lines:
         return self._lines[channel]
 
     def _take(self, channel: str, spec: LineSpec, found: list[Chip]) -> Line:
-        place = find_line(spec.line, found, self._ioctl)
+        place = self.find(spec.line, found)
         self._places[channel] = place
         try:
             before = line_state(place.chip.path, place.offset, self._ioctl)

@@ -12,7 +12,7 @@ from unittest import SkipTest
 import numpy as np
 import pytest
 
-from adapters import linux, replay, simulated
+from adapters import linux, raspberry_pi, replay, simulated
 from adapters.simulated import Options, SimulatedAdapter
 from edge_runtime.clock import SystemClock
 from edge_runtime.errors import AdapterError, InputError
@@ -94,8 +94,9 @@ class TestLinuxHere(AdapterContract):
 
 
 def test_every_adapter_that_ships_is_under_contract() -> None:
-    assert names(ADAPTERS) == ["linux", "replay", "simulated"]
-    assert {load(ADAPTERS, name) for name in names(ADAPTERS)} == {linux.open_adapter, replay.open_adapter, simulated.open_adapter}
+    assert names(ADAPTERS) == ["linux", "raspberry_pi", "replay", "simulated"]
+    factories = {linux.open_adapter, raspberry_pi.open_adapter, replay.open_adapter, simulated.open_adapter}
+    assert {load(ADAPTERS, name) for name in names(ADAPTERS)} == factories
 
 
 # -- the contract catches ------------------------------------------------------------------------------------------------------

@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
 import pytest
 
-from adapters.linux import LinuxAdapter, Options, open_adapter
+from adapters.linux import LinuxAdapter, open_adapter
 from adapters.linux.gpio_uapi import Flag
 from edge_runtime.clock import Clock, SystemClock, VirtualClock
 from edge_runtime.errors import AdapterDisconnected, AdapterError, InputError
@@ -38,8 +37,7 @@ class Bench:
         )
 
     def adapter(self, clock: Clock | None = None, **lines: Any) -> LinuxAdapter:
-        options = msgspec.convert({"root": str(self.root), "lines": lines}, Options)
-        return LinuxAdapter("board", options, clock or SystemClock(), ioctl=self.kernel.ioctl)
+        return open_adapter("board", {"root": str(self.root), "lines": lines}, clock or SystemClock(), ioctl=self.kernel.ioctl)
 
     @asynccontextmanager
     async def opened(self, **lines: Any) -> AsyncIterator[LinuxAdapter]:
@@ -216,8 +214,4 @@ class TestLinesUnderContract(AdapterContract):
     def make_adapter(self, bench: Bench) -> MakeAdapter:
         own = {"root": str(bench.root), "lines": {"flow": {"line": "FLOW"}, "key": KEY, "relay": RELAY}}
 
-        def make(options: Any, clock: Clock) -> LinuxAdapter:
-            open_adapter("board", {**own, **options}, clock)
-            return LinuxAdapter("board", msgspec.convert({**own, **options}, Options), clock, ioctl=bench.kernel.ioctl)
-
-        return make
+        return lambda options, clock: open_adapter("board", {**own, **options}, clock, ioctl=bench.kernel.ioctl)
