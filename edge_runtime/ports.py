@@ -8,7 +8,7 @@ loop: a driver that blocks uses a worker thread of its own.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from edge_runtime.types import (
     Array,
     ChannelInfo,
     DesiredDeployment,
+    Finding,
     Health,
     LinkSettings,
     Priority,
@@ -119,6 +120,13 @@ AdapterFactory = Callable[[str, Mapping[str, Any], Clock], PlatformAdapter]
 """`(instance name, options of the gateway file, clock)`. Raises ConfigError-style InputError on unknown or wrong options.
 
 Entry point group `edge_runtime.adapters`; the entry point's name is the gateway file's `driver`.
+"""
+
+
+Examination = Callable[[str], Iterable[Finding]]
+"""What `doctor` can tell of hardware: looks below the root it is given (`""` is this machine), changes nothing, raises nothing.
+
+Entry point group `edge_runtime.examinations`; they are asked in the order of their names.
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -182,6 +182,15 @@ class Health(msgspec.Struct, frozen=True):
     ok: bool
     detail: str = ""
     counters: dict[str, int] = {}
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that `doctor` looked at. A warning is what a gateway can do without; `remedy` is what to do about it."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+    remedy: str = ""
 
 
 class TensorInfo(msgspec.Struct, frozen=True):
