@@ -10,14 +10,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Literal
 
+import msgspec
+
+from edge_runtime.cli.machine import look_at
 from edge_runtime.clock import SystemClock
 from edge_runtime.paths import add_state_option
-from edge_runtime.registry import ADAPTERS, MODEL_BACKENDS, names
+from edge_runtime.registry import ADAPTERS, EXAMINATIONS, MODEL_BACKENDS, load, names
+from edge_runtime.types import Finding
 
 _PACKAGES = ("edge_runtime", "adapters", "cloud_sync", "models")
 _OPTIONAL = {
@@ -29,12 +31,6 @@ _OPTIONAL = {
     "amqtt": ("broker", "the demo's broker where mosquitto is missing"),
     "uvloop": ("uvloop", "a faster event loop"),
 }
-_INT8_FLAGS = {
-    "avx512_vnni": "INT8 dot products (AVX-512 VNNI)",
-    "avx_vnni": "INT8 dot products (AVX VNNI)",
-    "asimddp": "INT8 dot products (Arm dotprod)",
-    "i8mm": "INT8 matrix products (Arm i8mm)",
-}
 _ASK_PROVIDERS = """\
 from edge_runtime.registry import MODEL_BACKENDS, load
 def providers(backend):
@@ -42,16 +38,6 @@ def providers(backend):
 """
 _LOW_DISK_BYTES = 512 * 1024 * 1024
 _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at; `remedy` is what to do about it."""
-
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    detail: str
-    remedy: str = ""
 
 
 class Command:
@@ -63,12 +49,18 @@ class Command:
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add_state_option(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON document")
+        parser.add_argument(
+            "--root", type=Path, metavar="DIR", help="look at a recorded machine: /proc, /sys and /dev below DIR (hardware only)"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
-        findings = [finding for look in _LOOKS for finding in look(args.state)]
+        root = str(args.root).rstrip("/") if args.root is not None else ""
+        findings = list(_hardware(root))
+        if not root:
+            findings += [finding for look in _LOOKS for finding in look(args.state)]
         ok = all(finding.state != "fail" for finding in findings)
         if args.json:
-            print(json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=2))
+            print(json.dumps({"ok": ok, "findings": [msgspec.structs.asdict(finding) for finding in findings]}, indent=2))
             return 0 if ok else 1
         for finding in findings:
             print(f"{_MARKS[finding.state]}  {finding.name:22s} {finding.detail}")
@@ -77,31 +69,21 @@ class Command:
         return 0 if ok else 1
 
 
-def _machine(state: Path) -> Iterator[Finding]:
-    model = _read("/proc/device-tree/model").rstrip("\0") or _read("/sys/devices/virtual/dmi/id/product_name").strip() or "unknown board"
-    yield Finding("machine", "ok", f"{model}, {platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}")
+def _hardware(root: str) -> Iterator[Finding]:
+    """The machine, then what each adapter knows to look for; one that fails takes nothing else with it."""
+    if root and not Path(root).is_dir():
+        yield Finding("machine", "fail", f"{root} is no folder", "name a folder that holds proc, sys and dev of a machine")
+        return
+    yield from look_at(root)
+    for name in names(EXAMINATIONS):
+        try:
+            yield from load(EXAMINATIONS, name)(root)
+        except Exception as err:  # noqa: BLE001 - one adapter's mistake is a finding of its own
+            yield Finding(name, "warn", f"could not be looked at: {type(err).__name__}: {err}", "report it with this line")
+
+
+def _python(state: Path) -> Iterator[Finding]:
     yield Finding("python", "ok", platform.python_version())
-    flags = set(_read("/proc/cpuinfo").split())
-    found = [text for flag, text in _INT8_FLAGS.items() if flag in flags]
-    yield Finding(
-        "INT8", "ok" if found else "warn", ", ".join(found) or "no INT8 instructions: INT8 models are smaller here, but hardly faster"
-    )
-
-
-def _memory(state: Path) -> Iterator[Finding]:
-    lines = dict(line.split(":", 1) for line in _read("/proc/meminfo").splitlines() if ":" in line)
-    available = int(lines.get("MemAvailable", "0").split()[0]) // 1024 if lines else 0
-    remedy = "" if available >= 128 else "free memory: a gateway with a model needs about 100 MB"
-    yield Finding("memory", "ok" if available >= 128 else "warn", f"{available} MiB available", remedy)
-    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        controllers = _read("/sys/fs/cgroup/cgroup.controllers").split()
-        if "memory" in controllers:
-            yield Finding("cgroup v2", "ok", "memory limits work")
-        else:
-            remedy = "on a Raspberry Pi add `cgroup_enable=memory` to cmdline.txt and reboot"
-            yield Finding("cgroup v2", "warn", "no memory controller: MemoryMax= of the service does nothing", remedy)
-    else:
-        yield Finding("cgroup v2", "warn", "not mounted: resource limits of the service do nothing")
 
 
 def _state_folder(state: Path) -> Iterator[Finding]:
@@ -182,8 +164,7 @@ def _collisions(state: Path) -> Iterator[Finding]:
 
 
 _LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
-    _machine,
-    _memory,
+    _python,
     _state_folder,
     _clock,
     _libraries,
@@ -191,10 +172,3 @@ _LOOKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
     _execution_providers,
     _collisions,
 )
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""
