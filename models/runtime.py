@@ -16,7 +16,7 @@ from edge_runtime.types import Array, ProbeReport, TensorInfo
 from models.declared import require_fit
 from models.probe import GoldenRuns, probe_async
 from models.screening import screen
-from models.tensors import InputPort, dequantize, fit_all, is_quantized
+from models.tensors import InputPort, check_rank, dequantize, fit_all, is_quantized
 
 Failures = tuple[type[Exception], ...]
 
@@ -81,6 +81,8 @@ class RuntimeModel(ABC):
     """A loaded model: checks on the way in, dequantizes on the way out, wraps the library's errors once."""
 
     def __init__(self, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], precision: str, failures: Failures = ()) -> None:
+        for tensor in (*inputs, *outputs):
+            check_rank(tensor)
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self._precision = precision

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from edge_runtime.errors import ModelRefused, RefusalReason
 from edge_runtime.types import Array, FloatArray, TensorInfo
 
+MAX_DIMENSIONS = 32  # of numpy 1; numpy 2 has 64
+
 
 def is_quantized(tensor: TensorInfo) -> bool:
     """True when stored values stand for real ones by a scale."""
@@ -115,6 +117,15 @@ def numpy_dtype(tensor: TensorInfo) -> np.dtype[Any]:
             f"`{tensor.name}` is {tensor.dtype}, which cannot be fed from here; export the model with float32 or int8",
         )
     return dtype
+
+
+def check_rank(tensor: TensorInfo) -> None:
+    """Raises ModelRefused(WRONG_SHAPE) for more dimensions than an array can have: a damaged file may say anything."""
+    if len(tensor.shape) > MAX_DIMENSIONS:
+        raise ModelRefused(
+            RefusalReason.WRONG_SHAPE,
+            f"`{tensor.name}` has {len(tensor.shape)} dimensions, at most {MAX_DIMENSIONS} are possible; the file is damaged, export it again",
+        )
 
 
 def zeros(tensor: TensorInfo) -> Array:

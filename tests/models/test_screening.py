@@ -11,14 +11,17 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.errors import MissingDependency, ModelRefused, RefusalReason
+from edge_runtime.types import TensorInfo
 from models.backends import choose, registered
 from models.probe import probe, specification
+from models.runtime import RuntimeModel
 from models.screening import MAX_BYTES, onnx_facts, screen
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,3 +237,15 @@ def tried(name: str, paths: list[Path]) -> dict[str, str]:
     done = subprocess.run(command, env=environment, capture_output=True, timeout=50, check=True)
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def test_a_shape_that_no_array_can_have_is_refused_when_the_model_is_loaded() -> None:
+    class Damaged(RuntimeModel):
+        def _invoke(self, feeds: list[Any]) -> list[Any]:
+            raise AssertionError
+
+        def close(self) -> None: ...
+
+    with pytest.raises(ModelRefused, match="`x` has 52226 dimensions") as refusal:
+        Damaged([TensorInfo("x", (1,) * 52_226, "int8")], [], "int8")
+    assert refusal.value.reason is RefusalReason.WRONG_SHAPE
