@@ -124,7 +124,7 @@ def check_rank(tensor: TensorInfo) -> None:
     if len(tensor.shape) > MAX_DIMENSIONS:
         raise ModelRefused(
             RefusalReason.WRONG_SHAPE,
-            f"`{tensor.name}` has {len(tensor.shape)} dimensions, at most {MAX_DIMENSIONS} are possible; the file is damaged, export it again",
+            f"`{tensor.name}` has {len(tensor.shape)} dimensions, an array has {MAX_DIMENSIONS} at most; the file is damaged",
         )
 
 
