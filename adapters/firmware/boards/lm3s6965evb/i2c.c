@@ -56,7 +56,8 @@ int hal_i2c_read(uint8_t address, uint8_t reg, uint8_t *bytes, size_t count)
 {
     MSA = (uint32_t)address << 1;
     MDR = reg;
-    if (step(RUN | START) != 0)
+    /* A stop, not a repeated start, which QEMU does not know; a register pointer stays until it is written. */
+    if (step(RUN | START | STOP) != 0)
         return -1;
     MSA = (uint32_t)address << 1 | READ;
     for (size_t i = 0; i < count; i++) {
