@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 import msgspec
 
+from adapters.linux.chip_probe import Chips, check_sensors
+from adapters.linux.chips import SensorSpec
 from adapters.linux.feeds import Feed, Feeding
 from adapters.linux.gpio_uapi import Ioctl
 from adapters.linux.iio import Iio
@@ -66,6 +68,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     rescan_s: float = 10.0
     lines: dict[str, LineSpec] = {}
     buffers: dict[str, BufferSpec] = {}
+    sensors: dict[str, SensorSpec] = {}
 
 
 class Output(Protocol):
@@ -86,7 +89,16 @@ class _Threads(NamedTuple):
 class LinuxAdapter:
     """Reads and acts in threads of its own; streams on the loop, by descriptors that tell when there is something."""
 
-    def __init__(self, name: str, options: Options, clock: Clock, *, probes: Sequence[Probe] = (), lines: Lines | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: Options,
+        clock: Clock,
+        *,
+        probes: Sequence[Probe] = (),
+        lines: Lines | None = None,
+        ioctl: Ioctl = fcntl.ioctl,
+    ) -> None:
         """`probes` are sources beyond `PROBES`; `lines` is for boards that have names of their own for them."""
         self.name = name
         self._options = options
@@ -94,8 +106,9 @@ class LinuxAdapter:
         root = options.root.rstrip("/")
         self._leds = Leds(Path(options.root))
         self._root = root
-        self._lines = lines or Lines(root, options.lines, clock)
-        self._probes = [*(probe(root) for probe in PROBES), *probes]
+        self._lines = lines or Lines(root, options.lines, clock, ioctl)
+        self._chips = Chips(root, options.sensors, ioctl)
+        self._probes = [*(probe(root) for probe in PROBES), self._chips, *probes]
         self._rates = Rates()
         self._threads: _Threads | None = None
         self._channels: dict[str, ChannelInfo] = {}
@@ -137,7 +150,8 @@ class LinuxAdapter:
 
     def health(self) -> Health:
         counters = self._counters | self._lines.counters | self._captured
-        return Health(self._threads is not None, f"{len(self._channels)} channels below {self._options.root}", counters)
+        words = [f"{len(self._channels)} channels below {self._options.root}", *self._chips.complaints.values()]
+        return Health(self._threads is not None, "; ".join(words), counters)
 
     async def read(self, channels: Sequence[str]) -> Sequence[Sample]:
         for channel in channels:
@@ -275,7 +289,7 @@ def open_adapter(name: str, options: Mapping[str, Any], clock: Clock, *, ioctl: 
     """The factory behind the driver `linux`. Raises InputError on options that cannot be."""
     decoded = decode_options(options, Options, name)
     check_options(decoded, name)
-    return LinuxAdapter(name, decoded, clock, lines=Lines(decoded.root.rstrip("/"), decoded.lines, clock, ioctl))
+    return LinuxAdapter(name, decoded, clock, ioctl=ioctl)
 
 
 def check_options(options: Options, name: str) -> None:
@@ -284,3 +298,4 @@ def check_options(options: Options, name: str) -> None:
         raise InputError(f"{name}.options.rescan_s: expected a number above 0, got {options.rescan_s:g}")
     check_lines(options.lines, name)
     check_buffers(options.buffers, name)
+    check_sensors(options.sensors, name)

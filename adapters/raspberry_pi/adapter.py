@@ -45,4 +45,4 @@ def open_adapter(name: str, options: Mapping[str, Any], clock: Clock, *, ioctl: 
     check_options(decoded, name)
     root = decoded.root.rstrip("/")
     lines = HeaderLines(name, root, decoded.lines, clock, ioctl)
-    return LinuxAdapter(name, decoded, clock, probes=(Firmware(root), OneWire(root)), lines=lines)
+    return LinuxAdapter(name, decoded, clock, probes=(Firmware(root), OneWire(root)), lines=lines, ioctl=ioctl)
