@@ -26,6 +26,7 @@ DEVELOPMENT_KEY = bytes(range(KEY_BYTES))
 MAX_LAYERS = 64
 
 _LEAST_FACTOR = 2.0**-9
+_SOFTMAX_RESERVE = 5.0
 
 _HEADER = struct.Struct("<IHBBIIIHH4H4HfifiII16sI12x")
 _LAYER = struct.Struct("<BBbb6HHHBBBBHHhhIIIIIII4x")
@@ -139,7 +140,7 @@ def _values(layer: Layer, rounding: Rounding) -> tuple[Array | None, Array | Non
     if layer.operator is Operator.ADD:
         return _sum(layer)
     if layer.operator is Operator.SOFTMAX:
-        return _exponentials(layer), np.array([layer.output.scale], np.float32), None, None
+        return _exponentials(layer), _share_factor(layer), None, None
     return layer.table, None, None, None
 
 
@@ -195,11 +196,21 @@ def _words(layer: Layer, *values: np.float32) -> Array:
 
 
 def _exponentials(layer: Layer) -> Array:
+    """exp(scale * (i - 255)), as the runtime's own table has it: onnxruntime's is larger by a factor that keeps its sum just finite."""
     steps = np.arange(256) - 255
+    scale = np.float32(layer.inputs[0].scale)
     if layer.variant == 1:
-        return np.exp((np.float32(layer.inputs[0].scale) * steps.astype(np.float32)).astype(np.float32)).astype(np.float32)
-    table: Array = np.exp(steps * np.float64(layer.inputs[0].scale)).astype(np.float32)
+        return np.exp((scale * steps.astype(np.float32)).astype(np.float32)).astype(np.float32)
+    largest = np.log(np.finfo(np.float32).max / np.float32(layer.output.shape.c))
+    shift = max(0.0, float(largest) - _SOFTMAX_RESERVE) / float(scale)
+    table: Array = np.exp((steps + shift) * float(scale)).astype(np.float32)
     return table
+
+
+def _share_factor(layer: Layer) -> Array:
+    """What a share is multiplied by (onnxruntime takes the whole part of 1 / scale), or LiteRT's scale of the result."""
+    scale = np.float32(layer.output.scale)
+    return np.array([scale if layer.variant == 1 else np.floor(np.float32(1) / scale)], np.float32)
 
 
 def _shape(shape: Shape) -> tuple[int, int, int]:

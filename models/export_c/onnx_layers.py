@@ -216,6 +216,7 @@ def _in_order(weights: Array, view: View) -> Array:
 
 
 def _pool(node: Node, values: Sequence[Value | None]) -> Value:
+    """An average over all of its input is a global one, which onnxruntime computes in integers."""
     view = _view(node, values[0])
     window, after = _spatial(node, node.integers("kernel_shape", ()), view.logical[1:])
     average = node.operator == "AveragePool"
@@ -223,7 +224,8 @@ def _pool(node: Node, values: Sequence[Value | None]) -> Value:
         raise refuse(node.name, node.operator, "padded or dilated; expected neither")
     shape = _slid(view.tensor.shape, window, after, view.tensor.shape.c)
     operator = Operator.AVERAGE_POOL if average else Operator.MAX_POOL
-    return _pending(node, operator, view, shape, _logical(shape, view.logical), window=window, variant=2 if average else 0)
+    variant = 2 if average and window.kernel != (view.tensor.shape.h, view.tensor.shape.w) else 0
+    return _pending(node, operator, view, shape, _logical(shape, view.logical), window=window, variant=variant)
 
 
 def _global_pool(node: Node, values: Sequence[Value | None]) -> Value:

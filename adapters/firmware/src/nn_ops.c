@@ -196,7 +196,7 @@ static void softmax_row(const nn_context *at, const nn_layer *layer, const int8_
     factor = 1.0f / (sum * scale);
     for (uint32_t i = 0; i < n; i++) {
         float share = table[255 - (top - in[i])];
-        int32_t value = layer->variant == 0 ? nearest(share / sum / scale) : whole(share * factor + 0.5f);
+        int32_t value = layer->variant == 0 ? nearest(share * scale / sum) : whole(share * factor + 0.5f);
         out[i] = nn_clamp(layer, value + layer->out_zero);
     }
 }

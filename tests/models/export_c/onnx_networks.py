@@ -30,6 +30,7 @@ class RandomNetwork:
     def __init__(self, seed: int, *, unsigned: bool = False) -> None:
         self._rng = np.random.default_rng(seed)
         self._unsigned = unsigned
+        self._counted = False
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
         self._plane = bool(self._rng.integers(2))
@@ -44,7 +45,7 @@ class RandomNetwork:
             self._nodes,
             "random",
             [helper.make_tensor_value_info("x", kind, ["n", *self.input.shape])],
-            [helper.make_tensor_value_info(self.output.name, kind, None)],
+            [helper.make_tensor_value_info(self.output.name, TensorProto.INT64 if self._counted else kind, None)],
             [numpy_helper.from_array(value, name) for name, value in self._constants.items()],
         )
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION), path)
@@ -66,7 +67,7 @@ class RandomNetwork:
             x = self._global(x)
         x = self._flat(x)
         x = self._dense(x, int(self._rng.integers(3, 12)))
-        return self._softmax(x) if self._rng.integers(2) else x
+        return (self._softmax, self._argmax, lambda x: x)[int(self._rng.integers(3))](x)
 
     def _conv(self, x: Stored) -> Stored:
         return self._convolved(x, int(self._rng.integers(2, 9)), 1)
@@ -138,7 +139,12 @@ class RandomNetwork:
 
     def _softmax(self, x: Stored) -> Stored:
         made = self._node("Softmax", self._real(x), axis=1)
-        return self._store(made, x.shape, np.float32(1 / 256), 0 if self._unsigned else -128)
+        scale = np.float32(1 / 256) if self._rng.integers(4) else self._scale(1 / 128)
+        return self._store(made, x.shape, scale, 0 if self._unsigned else -128)
+
+    def _argmax(self, x: Stored) -> Stored:
+        self._counted = True
+        return Stored(self._node("ArgMax", self._real(x), axis=1, keepdims=0), (1,), np.float32(1), 0)
 
     def _quantized(self, real: str, shape: tuple[int, ...], largest: float, *, relu: bool = False) -> Stored:
         """With a scale by chance; a ReLU whose zero point is the least value, as onnxruntime fuses it."""
