@@ -10,7 +10,9 @@ import fcntl
 import fnmatch
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
@@ -25,7 +27,7 @@ from adapters.linux.iio_buffer import BufferSpec, Capture, check_buffers
 from adapters.linux.leds import Leds
 from adapters.linux.lines import Lines, LineSpec, check_lines
 from adapters.linux.network import Network
-from adapters.linux.probe import Count, Probe, Rates, Share
+from adapters.linux.probe import Count, Probe, Rates, Share, Values
 from adapters.linux.sensors import Hwmon, PowerSupply, Thermal
 from adapters.linux.storage import BlockDevices, FileSystems
 from adapters.linux.system import Frequency, Load, Memory, Pressure, Processors, SystemClock, Uptime
@@ -54,6 +56,9 @@ PROBES: tuple[Callable[[str], Probe], ...] = (
 
 CLOSING_S = 2.0
 """How long giving the lines back may take before it goes on by itself."""
+
+_MALFORMED = (ArithmeticError, LookupError, ValueError)
+"""What a probe may raise over a file that holds what no kernel writes; its channels are unreadable then."""
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -211,7 +216,10 @@ class LinuxAdapter:
         self._lines.close()
 
     def _scan(self) -> None:
-        found: list[tuple[ChannelInfo, Probe | Output | Feed]] = [(info, probe) for probe in self._probes for info in probe.discover()]
+        found: list[tuple[ChannelInfo, Probe | Output | Feed]] = []
+        for probe in self._probes:
+            with suppress(*_MALFORMED):
+                found += [(info, probe) for info in probe.discover()]
         found += [(info, self._leds) for info in self._leds.channels()]
         found += self._held
         wanted = {info.channel: (info, source) for info, source in found if self._wanted(info.channel)}
@@ -225,7 +233,9 @@ class LinuxAdapter:
             asked.setdefault(cast(Probe, self._seen[channel][1]), []).append(channel)
         samples: dict[str, Sample] = {}
         for probe, wanted in asked.items():
-            values = probe.read(wanted)
+            values: Values = {}
+            with suppress(*_MALFORMED):
+                values = probe.read(wanted)
             at_ns = self._clock.monotonic_ns()
             samples |= {channel: self._sample(channel, values.get(channel), at_ns) for channel in dict.fromkeys(wanted)}
         self._counters["reads"] += 1
@@ -237,9 +247,11 @@ class LinuxAdapter:
             self._rates.forget(channel)
             return Sample(channel, None, quality=Quality.BAD)
         if isinstance(value, (Count, Share)):
+            if not all(map(isfinite, value[: 2 if isinstance(value, Share) else 1])):
+                return self._sample(channel, None, at_ns)
             rate, quality = self._rates.rate(channel, value, at_ns)
             return Sample(channel, rate, quality=quality)
-        return Sample(channel, value)
+        return Sample(channel, value) if isfinite(value) else self._sample(channel, None, at_ns)
 
     # -- on the loop ---------------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,10 @@ class FileSystems:
         devices = set()
         with suppress(OSError):
             for line in read_proc(f"{self._root}/proc/self/mounts").splitlines():
-                device, mount, kind, *_ = (_ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) for field in line.split())
+                fields = [_ESCAPE.sub(lambda match: chr(int(match[1], 8)), field) for field in line.split()]
+                if len(fields) < 3:
+                    continue
+                device, mount, kind = fields[:3]
                 real = device.startswith("/dev/") or kind == "zfs" or mount == "/"
                 if real and kind not in _ALWAYS_FULL and device not in devices and os.path.isdir(self._root + mount):  # noqa: PTH112
                     devices.add(device)
