@@ -39,9 +39,9 @@ int memcmp(const void *a, const void *b, size_t count)
     return 0;
 }
 
-uint16_t crc16(const uint8_t *bytes, size_t count)
+uint16_t crc16(uint32_t so_far, const uint8_t *bytes, size_t count)
 {
-    uint32_t crc = 0xffff;
+    uint32_t crc = so_far;
     while (count-- > 0) {
         crc ^= (uint32_t)*bytes++ << 8;
         for (int bit = 0; bit < 8; bit++)

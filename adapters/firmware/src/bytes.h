@@ -10,8 +10,8 @@ void *memset(void *to, int value, size_t count);
 void *memmove(void *to, const void *from, size_t count);
 int memcmp(const void *a, const void *b, size_t count);
 
-/* CRC-16, polynomial 0x1021, start 0xffff. */
-uint16_t crc16(const uint8_t *bytes, size_t count);
+/* CRC-16, polynomial 0x1021; `so_far` continues one, 0xffff at the start. */
+uint16_t crc16(uint32_t so_far, const uint8_t *bytes, size_t count);
 /* CRC-32 of zlib; `so_far` continues one, 0 at the start. */
 uint32_t crc32(uint32_t so_far, const uint8_t *bytes, size_t count);
 

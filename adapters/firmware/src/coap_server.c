@@ -4,6 +4,7 @@
 #include "clock.h"
 #include "coap_observe.h"
 #include "commands.h"
+#include "hal.h"
 #include "resources.h"
 #include "status.h"
 
@@ -21,7 +22,9 @@ static struct remembered {
 } past[REMEMBERED];
 static uint32_t next_past;
 
+/* Starts anywhere, so that a client does not take the first after a reset for repetitions. */
 static uint16_t next_id;
+static int started;
 
 /* An empty acknowledgement or reset. */
 static void send_empty(const struct endpoint *to, enum coap_type type, uint16_t id)
@@ -124,6 +127,9 @@ void coap_receive(const struct endpoint *from, const uint8_t *bytes, size_t coun
     struct coap_message message;
     enum coap_parsed parsed = coap_parse(bytes, count, &message);
 
+    if (!started)
+        next_id = (uint16_t)((uint32_t)hal_ticks() * 40503u >> 8);
+    started = 1;
     if (parsed != COAP_OK) {
         stats.bad_packets++;
         if (parsed == COAP_MALFORMED && message.type == COAP_CON)

@@ -15,6 +15,7 @@
 #define LINK_UART 1u
 #define PING_BYTES 64u
 #define LATEST_PERIODS 8u
+#define REPETITION_MS 2000u
 
 enum reset { RESET_NONE, RESET_NOW, RESET_BY_WATCHDOG };
 enum what { WHAT_READINGS = 1, WHAT_INFERENCES = 2 };
@@ -23,6 +24,7 @@ typedef struct {
     const uint8_t *in;
     size_t count;
     uint8_t *out;
+    uint32_t sequence;
 } request;
 
 _Alignas(4) uint8_t commands_scratch[SCRATCH_BYTES];
@@ -188,11 +190,20 @@ static int ota_confirm(request *r)
     return store_confirm();
 }
 
+/* A second rollback goes further back, so a repetition, whose first reply was lost, must not be taken for one. */
 static int ota_rollback(request *r)
 {
-    int status = store_rollback(ROLLBACK_ASKED);
-    if (status == STATUS_OK)
-        *r->out++ = (uint8_t)store_source();
+    static uint32_t last_sequence;
+    static uint32_t repeated_until;
+    int status = STATUS_OK;
+
+    if (clock_due(repeated_until) || r->sequence != last_sequence)
+        status = store_rollback(ROLLBACK_ASKED);
+    if (status != STATUS_OK)
+        return status;
+    last_sequence = r->sequence;
+    repeated_until = clock_ms() + REPETITION_MS;
+    *r->out++ = (uint8_t)store_source();
     return status;
 }
 
@@ -219,9 +230,9 @@ static const struct {
     {0x15, 0, 0, ota_rollback},
 };
 
-int commands_run(uint8_t type, const uint8_t *payload, size_t count, uint8_t *reply, size_t *length)
+int commands_run(uint8_t type, uint32_t sequence, const uint8_t *payload, size_t count, uint8_t *reply, size_t *length)
 {
-    request r = {payload, count, reply};
+    request r = {payload, count, reply, sequence};
     int status = STATUS_UNKNOWN;
     for (size_t i = 0; i < sizeof verbs / sizeof verbs[0]; i++)
         if (verbs[i].type == type)
@@ -239,23 +250,19 @@ void commands_after_reply(void)
     if (reset_wanted == RESET_NOW)
         hal_reset();
     for (;;)
-        continue;
+        hal_idle(HAL_CLOCK_HZ);
 }
 
 static void send_events(void)
 {
-    uint8_t payload[64];
+    uint8_t *payload = commands_scratch;
     uint8_t *end;
+
     sensor_read();
     if (subscribed & WHAT_READINGS)
         link_event(EVENT_READING, payload, (size_t)(commands_put_reading(payload) - payload));
-    if (!(subscribed & WHAT_INFERENCES))
-        return;
-    put32(payload, sensor_last()->number);
-    if (inference_run(0, 0, commands_scratch, &end) != STATUS_OK)
-        return;
-    end = put_bytes(payload + 4, commands_scratch, (size_t)(end - commands_scratch) > 60 ? 60 : (size_t)(end - commands_scratch));
-    link_event(EVENT_INFERENCE, payload, (size_t)(end - payload));
+    if ((subscribed & WHAT_INFERENCES) && inference_run(0, 0, put32(payload, sensor_last()->number), &end) == STATUS_OK)
+        link_event(EVENT_INFERENCE, payload, (size_t)(end - payload));
 }
 
 /* What is a little late is made up for, one event a turn; after LATEST_PERIODS the rhythm starts anew. */

@@ -10,8 +10,8 @@
 /* One reply at a time is built here, by this link or by CoAP. */
 extern uint8_t commands_scratch[SCRATCH_BYTES];
 
-/* Runs one request. Returns its status; `*length` becomes the bytes written to `reply` behind it. */
-int commands_run(uint8_t type, const uint8_t *payload, size_t count, uint8_t *reply, size_t *length);
+/* Runs one request; `sequence` tells a repetition from a second one. Returns its status; `*length` becomes the bytes written to `reply`. */
+int commands_run(uint8_t type, uint32_t sequence, const uint8_t *payload, size_t count, uint8_t *reply, size_t *length);
 
 /* What may only happen once the reply is on its way: a reset. */
 void commands_after_reply(void);

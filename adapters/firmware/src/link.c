@@ -11,10 +11,14 @@
 #define REPLY 0x80u
 #define EVENT_TYPES 4u
 #define LONGEST_RUN 254u
+#define CRC16_START 0xffffu
+#define LONGEST_SEND_TICKS (HAL_CLOCK_HZ / 4u)
+#define BYTES_PER_TURN 512u
 
 static uint8_t received[ENCODED_BYTES];
 static size_t received_bytes;
 static int too_long;
+static int stuck;
 static uint16_t event_sequence[EVENT_TYPES];
 
 /* Undoes COBS in place: the length of the body, 0 when the bytes are none. */
@@ -33,10 +37,16 @@ static size_t decode(uint8_t *bytes, size_t count)
     return to;
 }
 
-static void send(uint8_t byte)
+/* Waits for room as long as a frame may take; a link that stands still is waited for once, not for every byte and frame. */
+static void send(uint8_t byte, uint64_t until)
 {
-    while (!hal_uart_write(byte))
-        hal_watchdog_feed();
+    while (!hal_uart_write(byte)) {
+        if (stuck || hal_ticks() > until) {
+            stuck = 1;
+            return;
+        }
+    }
+    stuck = 0;
 }
 
 /* A body in pieces, so that a frame needs no buffer of its own. */
@@ -57,52 +67,44 @@ static uint8_t byte_at(const piece *pieces, size_t at)
 /* Each run of bytes other than zero is sent behind its length; the zeros are what stands between. */
 static void send_encoded(const piece *pieces, size_t count)
 {
+    uint64_t until = hal_ticks() + LONGEST_SEND_TICKS;
     size_t at = 0;
     for (;;) {
         size_t run = 0;
         while (at + run < count && run < LONGEST_RUN && byte_at(pieces, at + run) != 0)
             run++;
-        send((uint8_t)(run + 1));
+        send((uint8_t)(run + 1), until);
         for (size_t i = 0; i < run; i++)
-            send(byte_at(pieces, at + i));
+            send(byte_at(pieces, at + i), until);
         at += run;
         if (at >= count)
             break;
         if (run < LONGEST_RUN)
             at++;
     }
-    send(0);
+    send(0, until);
 }
 
-/* The CRC over pieces needs them in a row: the header is put before the payload, which has room there. */
-static void send_frame(uint8_t type, uint32_t sequence, uint8_t *payload, size_t count)
+static void send_frame(uint8_t type, uint32_t sequence, const uint8_t *payload, size_t count)
 {
-    uint8_t *body = payload - HEADER_BYTES;
+    uint8_t header[HEADER_BYTES] = {type, (uint8_t)sequence, (uint8_t)(sequence >> 8)};
     uint8_t crc[CRC_BYTES];
-    piece pieces[2];
+    const piece pieces[3] = {{header, HEADER_BYTES}, {payload, count}, {crc, CRC_BYTES}};
 
-    body[0] = type;
-    put16(body + 1, sequence);
-    put16(crc, crc16(body, HEADER_BYTES + count));
-    pieces[0] = (piece){body, HEADER_BYTES + count};
-    pieces[1] = (piece){crc, CRC_BYTES};
+    put16(crc, crc16(crc16(CRC16_START, header, HEADER_BYTES), payload, count));
     send_encoded(pieces, HEADER_BYTES + count + CRC_BYTES);
     stats.frames_out++;
 }
 
 void link_event(enum event type, const uint8_t *payload, size_t count)
 {
-    uint8_t body[HEADER_BYTES + 64];
     uint32_t sequence = event_sequence[type - EVENT_READING]++;
+    size_t body = HEADER_BYTES + count + CRC_BYTES;
 
-    if (count > 64)
-        count = 64;
-    if (hal_uart_room() < HEADER_BYTES + count + CRC_BYTES + 3) {
+    if (hal_uart_room() < body + body / LONGEST_RUN + 2)
         stats.events_dropped++;
-        return;
-    }
-    memcpy(body + HEADER_BYTES, payload, count);
-    send_frame((uint8_t)type, sequence, body + HEADER_BYTES, count);
+    else
+        send_frame((uint8_t)type, sequence, payload, count);
 }
 
 void link_notice(enum notice what, uint8_t a, uint32_t b)
@@ -113,10 +115,10 @@ void link_notice(enum notice what, uint8_t a, uint32_t b)
 
 static void answer(const uint8_t *body, size_t count)
 {
-    uint8_t *reply = commands_scratch + HEADER_BYTES;
+    uint8_t *reply = commands_scratch;
     uint32_t sequence = get16(body + 1);
-    size_t length = 1;
-    int status = commands_run(body[0], body + HEADER_BYTES, count - HEADER_BYTES - CRC_BYTES, reply + 1, &length);
+    size_t length = 0;
+    int status = commands_run(body[0], sequence, body + HEADER_BYTES, count - HEADER_BYTES - CRC_BYTES, reply + 1, &length);
 
     reply[0] = (uint8_t)status;
     send_frame(body[0] | REPLY, sequence, reply, length + 1);
@@ -127,7 +129,7 @@ static void take_frame(void)
 {
     size_t count = too_long ? 0 : decode(received, received_bytes);
     if (count < HEADER_BYTES + CRC_BYTES || count > LINK_BODY_BYTES
-        || crc16(received, count - CRC_BYTES) != get16(received + count - CRC_BYTES) || received[0] == 0 || received[0] >= 0x40) {
+        || crc16(CRC16_START, received, count - CRC_BYTES) != get16(received + count - CRC_BYTES) || received[0] == 0 || received[0] >= 0x40) {
         stats.bad_frames++;
         return;
     }
@@ -138,7 +140,7 @@ static void take_frame(void)
 void link_poll(void)
 {
     int byte;
-    while ((byte = hal_uart_read()) >= 0) {
+    for (uint32_t left = BYTES_PER_TURN; left > 0 && (byte = hal_uart_read()) >= 0; left--) {
         if (byte != 0) {
             too_long |= received_bytes == ENCODED_BYTES;
             if (!too_long)

@@ -11,7 +11,7 @@
 enum event { EVENT_READING = 0x40, EVENT_INFERENCE = 0x41, EVENT_LOG = 0x42, EVENT_NOTICE = 0x43 };
 enum notice { NOTICE_BOOTED = 1, NOTICE_LEASE_EXPIRED = 2, NOTICE_ROLLED_BACK = 3 };
 
-/* Takes what has arrived and answers every whole request. */
+/* Takes a part of what has arrived and answers every whole request in it; what is left keeps the node awake. */
 void link_poll(void);
 
 /* Sends an event, or counts it as dropped when there is no room for it. */

@@ -223,28 +223,29 @@ int resources_observable(const char *path)
 
 void resources_answer(const struct endpoint *from, struct coap_message *request, struct coap_answer *answer)
 {
-    answer->code = COAP_NOT_FOUND;
+    int writes = request->code == COAP_PUT || request->code == COAP_POST;
+
+    answer->code = COAP_NOT_ALLOWED;
     if (text_starts(request->path, "/gpio/")) {
-        answer->code = COAP_NOT_ALLOWED;
         if (request->code == COAP_GET || request->code == COAP_PUT)
             gpio(request, answer);
         return;
     }
     if (text_same(request->path, "/infer")) {
-        answer->code = COAP_NOT_ALLOWED;
         if (request->code == COAP_POST)
             infer(request, answer);
         return;
     }
-    if (text_same(request->path, "/model") && (request->code == COAP_PUT || request->code == COAP_POST)) {
+    if (text_same(request->path, "/model") && writes) {
         change_model(from, request, answer);
         return;
     }
     for (uint32_t i = 0; i < sizeof readable / sizeof readable[0]; i++) {
         if (!text_same(request->path, readable[i].path))
             continue;
-        answer->code = COAP_NOT_ALLOWED;
         if (request->code == COAP_GET)
             readable[i].get(answer);
+        return;
     }
+    fail(answer, STATUS_UNKNOWN);
 }

@@ -154,7 +154,8 @@ int store_begin(uint32_t size, uint32_t crc, uint32_t version)
 int store_begin_unchecked(uint32_t size, uint32_t version)
 {
     int status = store_begin(size, 0, version);
-    upload.has_crc = 0;
+    if (status == STATUS_OK)
+        upload.has_crc = 0;
     return status;
 }
 

@@ -50,8 +50,12 @@ int upload_block(const struct endpoint *from, struct coap_message *request)
         return STATUS_MALFORMED;
     status = store_data(store_next_offset(), request->payload, request->payload_bytes);
     next_block++;
-    if (status == STATUS_OK && !block->more)
+    if (status == STATUS_OK && !block->more) {
         status = store_commit();
+        /* The blob is shorter than its header says. */
+        if (status == STATUS_STATE)
+            status = STATUS_CORRUPT;
+    }
     if (status != STATUS_OK || !block->more)
         open = 0;
     return status;

@@ -5,7 +5,7 @@
 #include "coap.h"
 #include "net.h"
 
-/* One block of PUT /model. The exponent of the request's block is lowered to the one that is wanted. Returns a status. */
+/* One block of PUT /model; the last one commits. Returns a status. */
 int upload_block(const struct endpoint *from, struct coap_message *request);
 
 /* `trial SECONDS`, `confirm` or `rollback`. Returns a status. */

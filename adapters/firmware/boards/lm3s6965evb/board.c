@@ -16,15 +16,13 @@ const char hal_board[16] = "lm3s6965evb";
 #define RIS_PLL_LOCKED (1u << 6)
 
 #define RESC_WATCHDOG (1u << 3)
-#define RESC_SOFTWARE (1u << 4)
-#define RESC_EXTERNAL (1u << 0)
 #define RESC_POWER (1u << 1)
 
 #define WATCHDOG_LOAD REG(WATCHDOG)
 #define WATCHDOG_CTL REG(WATCHDOG + 0x08u)
 #define WATCHDOG_ICR REG(WATCHDOG + 0x0cu)
 #define WATCHDOG_LOCK REG(WATCHDOG + 0xc00u)
-#define WATCHDOG_TICKS (2u * HAL_CLOCK_HZ)
+#define WATCHDOG_TICKS (4u * HAL_CLOCK_HZ)
 
 #define TIMER_CTL REG(TIMER0 + 0x0cu)
 #define TIMER_CFG REG(TIMER0)
@@ -33,7 +31,7 @@ const char hal_board[16] = "lm3s6965evb";
 #define TIMER_ICR REG(TIMER0 + 0x24u)
 #define TIMER_LOAD REG(TIMER0 + 0x28u)
 
-/* What the reset registers of the chip do not tell (QEMU keeps none): left in RAM by the one who resets. */
+/* QEMU keeps no reset cause, so the one who resets leaves it in RAM. What finds the mark of a power-on was the reset pin. */
 #define REASON_MAGIC 0x5e5e0000u
 static uint32_t reset_reason __attribute__((section(".noinit")));
 static enum hal_reset_cause cause;
@@ -73,11 +71,26 @@ static void start_clock(void)
     SYSCTL_RCC = RCC_XTAL_8_MHZ | RCC_USESYSDIV | RCC_50_MHZ;
 }
 
+/* Its first end interrupts, its second resets the chip by itself if interrupts are off. */
 static void start_watchdog(void)
 {
     WATCHDOG_LOCK = 0x1acce551u;
     WATCHDOG_LOAD = WATCHDOG_TICKS;
     WATCHDOG_CTL = 3;
+    NVIC_ISER0 = 1u << IRQ_WATCHDOG;
+}
+
+void reset_failed(void)
+{
+    reset_reason = REASON_MAGIC | HAL_WATCHDOG;
+    SCB_AIRCR = AIRCR_RESET;
+    for (;;)
+        continue;
+}
+
+void watchdog_interrupt(void)
+{
+    reset_failed();
 }
 
 static enum hal_reset_cause find_cause(void)
@@ -85,10 +98,10 @@ static enum hal_reset_cause find_cause(void)
     uint32_t left = reset_reason;
     uint32_t chip = SYSCTL_RESC;
     SYSCTL_RESC = 0;
-    reset_reason = REASON_MAGIC | HAL_WATCHDOG;
+    reset_reason = REASON_MAGIC | HAL_COMMANDED;
     if (chip & RESC_WATCHDOG)
         return HAL_WATCHDOG;
-    if ((left & 0xffff0000u) != REASON_MAGIC)
+    if ((chip & RESC_POWER) || (left & 0xffff0000u) != REASON_MAGIC)
         return HAL_POWER_ON;
     return (enum hal_reset_cause)(left & 3u);
 }
@@ -137,7 +150,6 @@ enum hal_reset_cause hal_reset_cause(void)
 void hal_reset(void)
 {
     uart_drain();
-    reset_reason = REASON_MAGIC | HAL_COMMANDED;
     SCB_AIRCR = AIRCR_RESET;
     for (;;)
         continue;

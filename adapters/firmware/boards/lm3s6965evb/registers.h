@@ -36,6 +36,7 @@
 #define ETHERNET 0x40048000u
 
 #define IRQ_UART0 5u
+#define IRQ_WATCHDOG 18u
 #define IRQ_TIMER0 19u
 #define IRQ_ETHERNET 42u
 
@@ -54,6 +55,9 @@ static inline void irq_on(void)
 {
     __asm__ volatile("cpsie i" ::: "memory");
 }
+
+/* Resets after a fault or a hang: the next boot tells it from a command. */
+_Noreturn void reset_failed(void);
 
 void uart_start(void);
 void uart_interrupt(void);

@@ -6,13 +6,12 @@ extern uint32_t data_start[], data_end[], data_load[], bss_start[], bss_end[], s
 int main(void);
 void systick_interrupt(void);
 void timer_interrupt(void);
+void watchdog_interrupt(void);
 
 /* A fault ends in a reset: the lines are safe at once and the model on trial loses one boot. */
 static void fault(void)
 {
-    SCB_AIRCR = AIRCR_RESET;
-    for (;;)
-        continue;
+    reset_failed();
 }
 
 __attribute__((used)) void reset_handler(void)
@@ -40,6 +39,7 @@ __attribute__((section(".vectors"), used)) static const handler vectors[16 + 44]
     [14] = fault,
     [15] = systick_interrupt,
     [16 + IRQ_UART0] = uart_interrupt,
+    [16 + IRQ_WATCHDOG] = watchdog_interrupt,
     [16 + IRQ_TIMER0] = timer_interrupt,
     [16 + IRQ_ETHERNET] = ethernet_interrupt,
 };
