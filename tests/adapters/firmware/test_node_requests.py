@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
 
@@ -55,10 +56,10 @@ def test_a_stream_comes_without_gaps_until_it_is_ended(fast_node: Emulator, fast
     fast_node.set_temperature(40)
     fast_uart.ok(0x05, struct.pack("<HB", 20, 1))
     readings = [fast_uart.event(0x40) for _ in range(50)]
-    assert [(b.seq - a.seq) & 0xFFFF for a, b in zip(readings, readings[1:], strict=False)] == [1] * 49
+    assert [(b.seq - a.seq) & 0xFFFF for a, b in pairwise(readings)] == [1] * 49
     samples = [struct.unpack("<IIi", got.payload[:12]) for got in readings]
     assert {milli for _, _, milli in samples[-20:]} == {40000}
-    assert {b[1] - a[1] for a, b in zip(samples, samples[1:], strict=False)} == {20}
+    assert {b[1] - a[1] for a, b in pairwise(samples)} == {20}
     fast_uart.ok(0x05, struct.pack("<HB", 0, 0))
     fast_uart.events.clear()
     fast_uart.ok(0x01)
