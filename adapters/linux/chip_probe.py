@@ -33,9 +33,9 @@ def check_sensors(sensors: Mapping[str, SensorSpec], name: str) -> None:
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise InputError(f"{where}.chip: unknown chip `{spec.chip}`{hint} (known: {', '.join(CHIPS)})")
         chip = CHIPS[spec.chip]
-        if isinstance(chip, I2cChip) and spec.address is not None and spec.address not in chip.addresses:
+        if isinstance(chip, I2cChip) and _address(chip, spec) not in chip.addresses:
             known = ", ".join(f"0x{address:02x}" for address in chip.addresses)
-            raise InputError(f"{where}.address: a {spec.chip} has one of {known}, got 0x{spec.address:02x}")
+            raise InputError(f"{where}.address: a {spec.chip} has one of {known}, got {spec.address}")
         if (spec.bus is not None and not 0 <= spec.bus < _MOST_BUSES) or not 0 <= spec.select < _MOST_BUSES:
             raise InputError(f"{where}: expected `bus` and `select` from 0, got {spec.bus} and {spec.select}")
         if spec.range_v not in ADS_RANGES:
@@ -71,7 +71,7 @@ class Chips:
         chip = CHIPS[spec.chip]
         try:
             if isinstance(chip, I2cChip):
-                address = chip.addresses[0] if spec.address is None else spec.address
+                address = _address(chip, spec)
                 bus = 1 if spec.bus is None else spec.bus
                 where = f"0x{address:02x} on i2c-{bus}"
                 if os.path.exists(f"{self._root}/sys/bus/i2c/devices/{bus}-{address:04x}/driver"):  # noqa: PTH110 - plain strings
@@ -87,6 +87,13 @@ class Chips:
             return {}
         self.complaints.pop(name, None)
         return values
+
+
+def _address(chip: I2cChip, spec: SensorSpec) -> int:
+    """The chip's usual address unless another is given; -1 for what is none."""
+    if isinstance(spec.address, str):
+        return int(spec.address, 16) if re.fullmatch(r"0x[0-9a-fA-F]{2}", spec.address) else -1
+    return chip.addresses[0] if spec.address is None else spec.address
 
 
 def _words(err: OSError) -> str:

@@ -23,11 +23,11 @@ _PAUSE_S = 0.001
 
 
 class SensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One chip. `address` is for I2C, `select` for SPI; `range_v` for the ADS1x15, `reference_v` for the MCP300x."""
+    """One chip. `address` (118 or `"0x76"`) is for I2C, `select` for SPI; `range_v` for the ADS1x15, `reference_v` for the MCP300x."""
 
     chip: str
     bus: int | None = None
-    address: int | None = None
+    address: int | str | None = None
     select: int = 0
     range_v: float = 4.096
     reference_v: float = 3.3

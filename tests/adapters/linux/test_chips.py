@@ -149,7 +149,7 @@ async def test_a_chip_that_falls_off_is_bad_and_comes_back(machine: Path) -> Non
     ("spec", "words_"),
     [
         ({"chip": "tmp102", "bus": 7}, "room: tmp102 at 0x48 on i2c-7: there is no such bus"),
-        ({"chip": "tmp102", "address": 0x49}, "0x49 on i2c-1: no answer"),
+        ({"chip": "tmp102", "address": "0x49"}, "0x49 on i2c-1: no answer"),
         ({"chip": "tmp117"}, "another chip than a tmp117 is at this address"),
         ({"chip": "bme280"}, "says 0x99 of itself"),
         ({"chip": "sht3x"}, "wrong checksum"),
@@ -176,7 +176,8 @@ async def test_a_chip_that_is_not_as_declared_has_no_channel_and_a_reason(machin
     ("spec", "message"),
     [
         ({"chip": "bme28"}, r"sensors\.x\.chip: unknown chip `bme28`; did you mean `bme280`"),
-        ({"chip": "bme280", "address": 0x48}, r"x\.address: a bme280 has one of 0x76, 0x77, got 0x48"),
+        ({"chip": "bme280", "address": 0x48}, r"x\.address: a bme280 has one of 0x76, 0x77, got 72"),
+        ({"chip": "bme280", "address": "76"}, r"x\.address: a bme280 has one of 0x76, 0x77, got 76"),
         ({"chip": "ads1115", "range_v": 5}, r"x\.range_v: expected one of 6\.144"),
         ({"chip": "mcp3008", "reference_v": 0}, r"x\.reference_v: expected a voltage"),
         ({"chip": "mcp3008", "select": -1}, "expected `bus` and `select` from 0"),
