@@ -1,0 +1,1 @@
+"""The adapter `microcontroller`: our sensor node on a UART, over pyserial."""
