@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MAX_LAYERS = 64
 
 _LEAST_FACTOR = 2.0**-9
 _SOFTMAX_RESERVE = 5.0
+_LARGEST_FACTOR = 65_536
 
 _HEADER = struct.Struct("<IHBBIIIHH4H4HfifiII16sI12x")
 _LAYER = struct.Struct("<BBbb6HHHBBBBHHhhIIIIIII4x")
@@ -201,8 +203,8 @@ def _exponentials(layer: Layer) -> Array:
     scale = np.float32(layer.inputs[0].scale)
     if layer.variant == 1:
         return np.exp((scale * steps.astype(np.float32)).astype(np.float32)).astype(np.float32)
-    largest = np.log(np.finfo(np.float32).max / np.float32(layer.output.shape.c))
-    shift = max(0.0, float(largest) - _SOFTMAX_RESERVE) / float(scale)
+    largest = float(np.float32(math.log(float(np.finfo(np.float32).max / np.float32(layer.output.shape.c)))))
+    shift = max(0.0, largest - _SOFTMAX_RESERVE) / float(scale)
     table: Array = np.exp((steps + shift) * float(scale)).astype(np.float32)
     return table
 
@@ -210,7 +212,12 @@ def _exponentials(layer: Layer) -> Array:
 def _share_factor(layer: Layer) -> Array:
     """What a share is multiplied by (onnxruntime takes the whole part of 1 / scale), or LiteRT's scale of the result."""
     scale = np.float32(layer.output.scale)
-    return np.array([scale if layer.variant == 1 else np.floor(np.float32(1) / scale)], np.float32)
+    if layer.variant == 1:
+        return np.array([scale], np.float32)
+    factor = np.floor(np.float32(1) / scale)
+    if not 1 <= factor < _LARGEST_FACTOR:
+        raise refuse(layer.node, "Softmax", f"a result in steps of {scale:g}; expected steps of 1/256 or so")
+    return np.array([factor], np.float32)
 
 
 def _shape(shape: Shape) -> tuple[int, int, int]:

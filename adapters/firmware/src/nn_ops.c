@@ -179,6 +179,17 @@ void nn_add(const nn_context *at, const nn_layer *layer)
         out[i] = nn_add_double(at, layer, first[i], second[i]);
 }
 
+/* t * factor / sum to the nearest integer, halves to even, without rounding in between; factor is a whole number, t at most sum. */
+static int32_t nearest_share(float t, float factor, float sum)
+{
+    uint32_t whole_factor = factor >= 0.0f && factor < 65536.0f ? (uint32_t)factor : 0;
+    float_parts top = parts_of_float(t), below = parts_of_float(sum);
+    int32_t by = below.exponent - top.exponent;
+    if (by < 0 || by > 40 || below.significand == 0)
+        return 0;
+    return (int32_t)divide_half_even((uint64_t)top.significand * whole_factor, (uint64_t)below.significand << by);
+}
+
 static void softmax_row(const nn_context *at, const nn_layer *layer, const int8_t *in, int8_t *out)
 {
     const float *table = floats(at, layer->weights);
@@ -196,7 +207,7 @@ static void softmax_row(const nn_context *at, const nn_layer *layer, const int8_
     factor = 1.0f / (sum * scale);
     for (uint32_t i = 0; i < n; i++) {
         float share = table[255 - (top - in[i])];
-        int32_t value = layer->variant == 0 ? nearest(share * scale / sum) : whole(share * factor + 0.5f);
+        int32_t value = layer->variant == 0 ? nearest_share(share, scale, sum) : whole(share * factor + 0.5f);
         out[i] = nn_clamp(layer, value + layer->out_zero);
     }
 }

@@ -128,3 +128,29 @@ int32_t round_fixed(int64_t value)
     int32_t result = magnitude > SATURATED ? SATURATED : (int32_t)magnitude;
     return value < 0 ? -result : result;
 }
+
+float_parts parts_of_float(float value)
+{
+    union {
+        float value;
+        uint32_t bits;
+    } stored = {value};
+    uint32_t exponent = stored.bits >> 23;
+    float_parts parts = {(stored.bits & 0x7fffffu) | 0x800000u, (int32_t)exponent - 150};
+    if (exponent == 0 || exponent >= 255)
+        parts.significand = 0;
+    return parts;
+}
+
+uint32_t divide_half_even(uint64_t number, uint64_t divisor)
+{
+    uint32_t quotient = 0;
+    for (uint32_t bit = 17; bit-- > 0;)
+        if (number >> bit >= divisor) {
+            number -= divisor << bit;
+            quotient |= 1u << bit;
+        }
+    if (2 * number > divisor || (2 * number == divisor && (quotient & 1u)))
+        quotient++;
+    return quotient;
+}

@@ -16,4 +16,14 @@ int64_t round_to_float(int64_t value);
 /* A number in steps of 2^-32 to the nearest integer, halves to even; saturates at +-2^30. */
 int32_t round_fixed(int64_t value);
 
+/* A positive float32 as significand * 2^exponent with 24 bits; zero, negative, infinite and not a number: significand 0. */
+typedef struct {
+    uint32_t significand;
+    int32_t exponent;
+} float_parts;
+float_parts parts_of_float(float value);
+
+/* number / divisor, halves to even; number below 2^40, the result below 2^17. */
+uint32_t divide_half_even(uint64_t number, uint64_t divisor);
+
 #endif
