@@ -182,12 +182,13 @@ void nn_add(const nn_context *at, const nn_layer *layer)
 /* t * factor / sum to the nearest integer, halves to even, without rounding in between; factor is a whole number, t at most sum. */
 static int32_t nearest_share(float t, float factor, float sum)
 {
-    uint32_t whole_factor = factor >= 0.0f && factor < 65536.0f ? (uint32_t)factor : 0;
-    float_parts top = parts_of_float(t), below = parts_of_float(sum);
-    int32_t by = below.exponent - top.exponent;
-    if (by < 0 || by > 40 || below.significand == 0)
+    float_parts top = parts_of_float(t), below = parts_of_float(sum), times = parts_of_float(factor);
+    uint32_t by = (uint32_t)(below.exponent - top.exponent);
+    uint32_t fraction_bits = (uint32_t)-times.exponent;
+    if (by > 40 || fraction_bits < 8 || fraction_bits > 23 || below.significand == 0)
         return 0;
-    return (int32_t)divide_half_even((uint64_t)top.significand * whole_factor, (uint64_t)below.significand << by);
+    return (int32_t)divide_half_even((uint64_t)top.significand * (times.significand >> fraction_bits),
+                                     (uint64_t)below.significand << by);
 }
 
 static void softmax_row(const nn_context *at, const nn_layer *layer, const int8_t *in, int8_t *out)
