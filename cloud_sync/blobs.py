@@ -106,6 +106,7 @@ class Puller:
         window: int = WINDOW,
         patience_s: float = _PATIENCE_S,
         stall_s: float = _STALL_S,
+        slack_s: float = _SLACK_S,
         max_bytes_per_s: int = 0,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -114,6 +115,7 @@ class Puller:
         self._window = window
         self._patience_s = patience_s
         self._stall_s = stall_s
+        self._slack_s = slack_s
         self._rate = max_bytes_per_s
         self._sleep = sleep
         self._streams: dict[str, _Stream] = {}
@@ -192,7 +194,7 @@ class _Stream:
         """Every wanted piece once; asks again for what stays away. Raises DeploymentRefused when nothing comes any more."""
         loop = asyncio.get_running_loop()
         begun = moved = loop.time()
-        deadline = begun + _SLACK_S + len(wanted) * PIECE_BYTES / _MIN_RATE
+        deadline = begun + self._puller._slack_s + len(wanted) * PIECE_BYTES / _MIN_RATE
         asked: dict[int, float] = {}
         while wanted:
             await self._ask(wanted, asked, loop.time())

@@ -13,11 +13,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import ColumnElement, Row, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cloud_sync.backoff import full_jitter_s
+from cloud_sync.controller import audit
 from cloud_sync.controller.blob_server import BlobServer
 from cloud_sync.controller.schema import desired, gateways
 from cloud_sync.controller.signing import Repository
@@ -35,6 +36,8 @@ _MAX_REPORTS = 10_000
 _PACE = 200  # retained messages between two breaths of the loop
 _PHASES = {phase.value for phase in DeploymentPhase} - {DeploymentPhase.FACTORY.value}
 _ENDS = ("confirmed", "reverted", "refused", "superseded")
+_VERDICTS = ("confirmed", "reverted", "refused")
+_STRANGE_S = 60.0
 
 
 class Publisher:
@@ -52,6 +55,7 @@ class Publisher:
         self._wake = asyncio.Event()
         self._seen: dict[str, tuple[str, int]] = {}
         self._told: dict[str, float] = {}
+        self._strange: dict[str, float] = {}
         self.published = 0
 
     def deployed(self, gateway: str) -> None:
@@ -164,15 +168,30 @@ class Publisher:
             newest = await connection.scalar(select(func.max(desired.c.revision)).where(*mine)) or 0
             if phase in _PHASES:
                 reason = ": ".join(text for text in (str(told.get("reason") or ""), str(told.get("message") or "")) if text)[:2000]
-                changed = (desired.c.phase != phase) | (desired.c.reason != reason)
-                open_or_same = desired.c.phase.not_in(_ENDS) | (phase in ("confirmed", "reverted", "refused"))
-                await connection.execute(
-                    update(desired)
-                    .where(*mine, desired.c.revision == revision, desired.c.digest == told.get("digest"), changed, open_or_same)
-                    .values(phase=phase, reason=reason.replace("\0", ""), phase_wall_ns=time.time_ns())
-                )
+                await self._keep(connection, gateway, revision, str(told.get("digest")), phase, reason.replace("\0", ""))
         if revision < newest and time.monotonic() - self._told.get(gateway, float("-inf")) > _AGAIN_S:
             self.deployed(gateway)
+
+    async def _keep(self, connection: AsyncConnection, gateway: str, revision: int, digest: str, phase: str, reason: str) -> None:
+        """Notes a phase; a verdict goes into the audit log too, also that on a revision which was never offered here."""
+        mine = (desired.c.tenant == self._tenant, desired.c.gateway == gateway, desired.c.revision == revision, desired.c.digest == digest)
+        changed = (desired.c.phase != phase) | (desired.c.reason != reason)
+        open_or_same = desired.c.phase.not_in(_ENDS) | (phase in _VERDICTS)
+        values = {"phase": phase, "reason": reason, "phase_wall_ns": time.time_ns()}
+        noted = (await connection.execute(update(desired).where(*mine, changed, open_or_same).values(values))).rowcount > 0
+        if phase in _VERDICTS and (noted or await self._is_strange(connection, gateway, phase, mine)):
+            detail = {"revision": revision, "digest": digest[:80], "reason": reason[:1000], "offered": noted}
+            await audit.append(connection, gateway, phase, f"{self._tenant}/{gateway}", detail)
+
+    async def _is_strange(self, connection: AsyncConnection, gateway: str, phase: str, mine: tuple[ColumnElement[bool], ...]) -> bool:
+        """Whether a refused offer is none of this controller's; told of once a minute, for a gateway may say so in a loop."""
+        if phase != "refused" or (await connection.execute(select(desired.c.revision).where(*mine))).one_or_none() is not None:
+            return False
+        now_s = time.monotonic()
+        if now_s - self._strange.get(gateway, float("-inf")) < _STRANGE_S:
+            return False
+        self._strange[gateway] = now_s
+        return True
 
 
 async def _raise_when_closed(session: TransportSession) -> None:

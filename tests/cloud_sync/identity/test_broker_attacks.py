@@ -63,7 +63,16 @@ async def test_a_gateway_hears_nothing_of_others_whatever_it_subscribes(broker: 
 
 @pytest.mark.parametrize(
     "topic",
-    [f"{ROOT}/gwB/up/tlm", f"{ROOT}/gwB/dn/desired", f"{ROOT}/gwA/dn/desired", "fl/v1/other/g/gwA/up/tlm", "$SYS/broker/x", "anything"],
+    [
+        f"{ROOT}/gwB/up/tlm",
+        f"{ROOT}/gwB/dn/desired",
+        f"{ROOT}/gwA/dn/desired",
+        "fl/v1/other/g/gwA/up/tlm",
+        "$SYS/broker/x",
+        "anything",
+        f"{ROOT}/gwB/up/rsp/controller",  # where a command may ask a gateway to answer: a deputy that is confused reaches nobody
+        "fl/v1/acme/c/controller/rsp",
+    ],
 )
 @pytest.mark.parametrize("qos", [0, 1])
 async def test_what_a_gateway_publishes_to_others_is_not_delivered(broker: Any, topic: str, qos: int, until: Until) -> None:

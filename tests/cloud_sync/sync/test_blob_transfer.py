@@ -157,6 +157,21 @@ async def test_a_silent_source_is_given_up(tmp_path: Path) -> None:
             await link.puller.fetch_small("tuf/root.json")
 
 
+async def test_a_source_that_drips_is_given_up(tmp_path: Path) -> None:
+    """A piece for every tenth that is asked for: it never stalls, and it is below the least rate once the slack is used up."""
+    came = 0
+
+    def mangle(payload: bytes) -> list[bytes]:
+        nonlocal came
+        came += 1
+        return [payload] if came % 10 == 0 else []
+
+    async with wire(tmp_path, mangle, slack_s=-1e6) as link:
+        link.files.files[NAME] = DATA
+        with pytest.raises(DeploymentRefused, match="slower than"):
+            await link.puller.fetch(artifact(DATA), tmp_path / "fetching")
+
+
 async def test_an_interrupted_download_goes_on_from_its_whole_blocks(tmp_path: Path) -> None:
     arrived = 0
     enough = asyncio.Event()

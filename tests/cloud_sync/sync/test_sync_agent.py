@@ -13,11 +13,13 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from cloud_sync.agent import SyncAgent
+from cloud_sync.controller import audit
 from cloud_sync.controller.broker import BrokerProcess, find_mosquitto, start_broker
 from cloud_sync.controller.context import Context
 from cloud_sync.controller.deployments import offer
 from cloud_sync.controller.engine import Database, open_database
 from cloud_sync.controller.publisher import Publisher
+from cloud_sync.controller.schema import audit as audit_rows
 from cloud_sync.controller.schema import desired, gateways
 from cloud_sync.controller.signing import Repository
 from cloud_sync.messages import encode_state
@@ -321,6 +323,46 @@ async def test_reports_out_of_order_or_malformed_change_nothing(plant: Field) ->
 
     await until(reverted)
     await session.close()
+
+
+async def audited(plant: Field, action: str) -> list[dict[str, Any]]:
+    async with plant.context.database.engine.connect() as connection:
+        rows = await connection.execute(select(audit_rows).where(audit_rows.c.action == action).order_by(audit_rows.c.seq))
+        found = [{"actor": row.actor, **json.loads(row.detail)} for row in rows]
+        assert await audit.verify(connection) is None
+    return found
+
+
+@only_mosquitto
+async def test_what_became_of_every_signed_revision_is_in_the_audit_chain(plant: Field) -> None:
+    async with Serving(plant):
+        revision = await plant.push()
+        await until(lambda: _count(plant, "confirmed", 1))
+        plant.host.refuses = DeploymentReason.DOES_NOT_FIT
+        second = await plant.push(PLAIN + "flags: {a: true}\n")
+        await until(lambda: _count(plant, "refused", 1))
+    (pushed, _), (confirmed,) = await audited(plant, "push"), await audited(plant, "confirmed")
+    assert (confirmed["actor"], confirmed["revision"], confirmed["digest"]) == ("gw-1", revision, pushed["digest"])
+    (refused,) = await audited(plant, "refused")
+    assert (refused["revision"], refused["reason"], refused["offered"]) == (second, "does_not_fit", True)
+
+
+@only_mosquitto
+async def test_a_forgery_that_a_gateway_refused_is_in_the_audit_chain(plant: Field) -> None:
+    stolen = plant.context.repository.sign_desired("plant", "gw-2", 7, 6, PLAIN, [], 3600)
+    async with Serving(plant):
+        session = await link(plant.broker, "attacker").connect()
+        await session.publish(TOPICS.desired, stolen, retain=True)
+        await until(lambda: _count(plant, "refused", 1))
+        await until(lambda: plant.seq > 10)
+        await session.close()
+    (refused,) = await audited(plant, "refused")
+    assert (refused["revision"], refused["offered"]) == (7, False)
+    assert refused["reason"].startswith("wrong_gateway")
+
+
+async def _count(plant: Field, action: str, count: int) -> bool:
+    return len(await audited(plant, action)) == count
 
 
 async def _message(plant: Field, revision: int) -> bytes:
