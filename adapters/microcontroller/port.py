@@ -184,9 +184,10 @@ def _hurry(port: Any) -> None:
 
 def _end(port: Any, reader: threading.Thread | None) -> None:
     link = getattr(port, "_socket", None)
+    if isinstance(link, socket.socket):  # pyserial would sleep here, and leave it open when the other end has gone first
+        link.close()
+        port.is_open = False
     with suppress(OSError):
         port.close()
-    if isinstance(link, socket.socket):  # pyserial leaves it open when the other end has gone first
-        link.close()
     if reader is not None:
         reader.join(2.0)

@@ -12,7 +12,7 @@ from unittest import SkipTest
 import numpy as np
 import pytest
 
-from adapters import linux, raspberry_pi, replay, simulated
+from adapters import linux, microcontroller, raspberry_pi, replay, simulated
 from adapters.simulated import Options, SimulatedAdapter
 from edge_runtime.clock import SystemClock
 from edge_runtime.errors import AdapterError, InputError
@@ -93,10 +93,17 @@ class TestLinuxHere(AdapterContract):
         return from_registry("linux", {"exclude": ["led/*"]})
 
 
+UNDER_CONTRACT = {
+    "linux": linux.open_adapter,
+    "microcontroller": microcontroller.open_adapter,  # test_node_adapters.py
+    "raspberry_pi": raspberry_pi.open_adapter,
+    "replay": replay.open_adapter,
+    "simulated": simulated.open_adapter,
+}
+
+
 def test_every_adapter_that_ships_is_under_contract() -> None:
-    assert names(ADAPTERS) == ["linux", "raspberry_pi", "replay", "simulated"]
-    factories = {linux.open_adapter, raspberry_pi.open_adapter, replay.open_adapter, simulated.open_adapter}
-    assert {load(ADAPTERS, name) for name in names(ADAPTERS)} == factories
+    assert {name: load(ADAPTERS, name) for name in names(ADAPTERS)} == UNDER_CONTRACT
 
 
 # -- the contract catches ------------------------------------------------------------------------------------------------------
