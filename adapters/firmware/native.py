@@ -17,6 +17,7 @@ from edge_runtime.types import Array
 SOURCES = tuple(sorted((FOLDER / "src").glob("nn*.c")))
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fwrapv", "-ffp-contract=off")
 
+_FLAGS_AT, _UINT8_OUT = 7, 8
 _ARENA_AT = 16
 
 
@@ -67,7 +68,7 @@ class Interpreter:
         if rows.shape[1] != taken or rows.itemsize != 1:
             raise InputError(f"expected rows of {taken} bytes, got {rows.shape[1]} of {rows.dtype}")
         arena = np.zeros(-(-struct.unpack_from("<I", blob, _ARENA_AT)[0] // 8) + 1, np.uint64)
-        outputs = np.zeros((len(rows), made), rows.dtype)
+        outputs = np.zeros((len(rows), made), np.uint8 if blob[_FLAGS_AT] & _UINT8_OUT else np.int8)
         for row, output in zip(rows, outputs, strict=True):
             self._library.nn_run(model.ctypes.data, arena.ctypes.data, row.ctypes.data, output.ctypes.data)
         return outputs

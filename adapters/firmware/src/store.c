@@ -108,6 +108,12 @@ static void start_trial(void)
         confirm_until = clock_ms() + 1000u * kept.confirm_s;
 }
 
+/* The model that runs is the one on trial: not yet so between `trial` and the reset that follows. */
+static int trial_runs(void)
+{
+    return kept.trial != 0 && source == (enum source)kept.trial;
+}
+
 void store_start(void)
 {
     if (kept.crc != kept_crc() || kept.confirmed > SOURCE_B || kept.trial > SOURCE_B) {
@@ -124,7 +130,7 @@ void store_start(void)
 
 void store_poll(void)
 {
-    if (!kept.trial)
+    if (!trial_runs())
         return;
     if (clock_due(confirm_until))
         end_trial(ROLLBACK_TIMEOUT);
@@ -217,8 +223,8 @@ int store_trial(uint32_t confirm_s)
 
 int store_confirm(void)
 {
-    if (!kept.trial)
-        return source == SOURCE_FACTORY ? STATUS_STATE : STATUS_OK;
+    if (!trial_runs())
+        return source == SOURCE_FACTORY || kept.trial ? STATUS_STATE : STATUS_OK;
     kept.confirmed = kept.trial;
     kept.highest_confirmed = model->version;
     kept.trial = 0;
@@ -254,7 +260,7 @@ enum source store_source(void)
 
 int store_on_trial(void)
 {
-    return kept.trial != 0;
+    return trial_runs();
 }
 
 uint32_t store_trial_boots(void)
@@ -264,7 +270,7 @@ uint32_t store_trial_boots(void)
 
 uint32_t store_seconds_left(void)
 {
-    return kept.trial && !clock_due(confirm_until) ? (confirm_until - clock_ms() + 999u) / 1000u : 0;
+    return trial_runs() && !clock_due(confirm_until) ? (confirm_until - clock_ms() + 999u) / 1000u : 0;
 }
 
 uint32_t store_boot_count(void)

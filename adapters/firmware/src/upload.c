@@ -8,6 +8,7 @@
 #include "text.h"
 
 #define COMMAND_BYTES 16u
+#define SMALLEST_BLOCK 16u
 #define RESET_DELAY_MS 50u
 
 static struct endpoint uploader;
@@ -17,16 +18,15 @@ static uint8_t open;
 static int reset_pending;
 static uint32_t reset_at;
 
-/* The first block holds the header: it says how large the blob is and which version. The CRC that `begin` wants is in the blob too. */
+/* Even the smallest first block tells how large the blob is and which version. The CRC that `begin` wants is in the blob too. */
 static int begin(const struct coap_message *request)
 {
-    nn_header header;
-    if (request->payload_bytes < sizeof header)
+    const uint8_t *header = request->payload;
+    if (request->payload_bytes < SMALLEST_BLOCK)
         return STATUS_MALFORMED;
-    memcpy(&header, request->payload, sizeof header);
-    if (header.magic != NN_MAGIC)
+    if (get32(header) != NN_MAGIC)
         return STATUS_CORRUPT;
-    return store_begin_unchecked(header.size, header.version);
+    return store_begin_unchecked(get32(header + offsetof(nn_header, size)), get32(header + offsetof(nn_header, version)));
 }
 
 int upload_block(const struct endpoint *from, struct coap_message *request)
@@ -65,6 +65,7 @@ int upload_command(const struct coap_message *request)
 {
     char text[COMMAND_BYTES + 1] = {0};
     const char *at = text + sizeof "trial" - 1;
+    int32_t confirm_s;
     int status;
 
     if (request->payload_bytes > COMMAND_BYTES)
@@ -76,7 +77,8 @@ int upload_command(const struct coap_message *request)
         return store_rollback(ROLLBACK_ASKED);
     if (!text_starts(text, "trial "))
         return STATUS_MALFORMED;
-    status = store_trial((uint32_t)text_read_number(&at, text + request->payload_bytes));
+    confirm_s = text_read_number(&at, text + request->payload_bytes);
+    status = at == text + request->payload_bytes ? store_trial((uint32_t)confirm_s) : STATUS_MALFORMED;
     if (status == STATUS_OK) {
         reset_pending = 1;
         reset_at = clock_ms() + RESET_DELAY_MS;

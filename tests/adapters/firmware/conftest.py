@@ -30,13 +30,22 @@ def firmware() -> Path:
 @pytest.fixture
 def node(firmware: Path) -> Iterator[Emulator]:
     with Emulator(firmware) as emulator:
+        _boot(emulator)
         yield emulator
+
+
+def _boot(emulator: Emulator) -> None:
+    """Waits until the node answers: before that, datagrams to it are lost."""
+    client = Uart(emulator.serial_port)
+    client.ok(0x01)
+    client.close()
 
 
 @pytest.fixture
 def fast_node(firmware: Path) -> Iterator[Emulator]:
     """A node whose time is its count of instructions: minutes of sleep pass at once."""
     with Emulator(firmware, icount=True) as emulator:
+        _boot(emulator)
         yield emulator
 
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-REPLY_S = 3.0
-TRIES = 4
+REPLY_S = 1.0
+TRIES = 10
 
 
 class Frame(NamedTuple):
@@ -152,8 +152,8 @@ class Uart:
 
     def restart(self, type_: int, payload: bytes = b"") -> tuple[int, int]:
         """A request that resets the node: reset cause and boot count of the boot that follows."""
-        self.events.clear()
         self.ok(type_, payload)
+        self.events.clear()
         return self.notice(1)
 
     def stats(self) -> dict[str, int]:
