@@ -9,6 +9,7 @@ import asyncio
 import errno
 import io
 import os
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -120,7 +121,6 @@ class SerialPort:
                 parity=parity,
                 stopbits=stop,
                 timeout=_WAIT_S,
-                write_timeout=5.0,
                 **({"exclusive": True} if is_device else {}),
             )
         except (OSError, ValueError) as err:
@@ -140,6 +140,9 @@ class SerialPort:
     # -- listening -----------------------------------------------------------------------------------------------------------
 
     def _listen(self) -> None:
+        link = getattr(self._serial, "_socket", None)
+        if isinstance(link, socket.socket):
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self._fd = self._serial.fileno()
         except (AttributeError, io.UnsupportedOperation):
@@ -230,6 +233,10 @@ def _close_unwanted(opening: asyncio.Future[Any]) -> None:
 
 def _close_quietly(serial: Any) -> None:
     """A line that is gone may complain when it is closed; there is nothing left to lose."""
+    link = getattr(serial, "_socket", None)
+    if isinstance(link, socket.socket) and serial.portstr.startswith("socket://"):
+        link.close()  # pyserial would sleep on the event loop, and leave it open when the other end has gone first
+        serial.is_open = False
     try:
         serial.close()
     except OSError:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adapters.microcontroller.port import SCHEMES
 from adapters.node.adapter import NodeAdapter, NodeOptions, check_options
+from adapters.serial_port import Line
 from edge_runtime.clock import Clock
-from edge_runtime.errors import InputError, MissingDependency
+from edge_runtime.errors import MissingDependency
 from edge_runtime.options import decode_options
 
 
@@ -24,10 +24,7 @@ def open_adapter(name: str, options: Mapping[str, Any], clock: Clock) -> NodeAda
     del clock  # the node has its own, and what it sends is timed when it arrives
     decoded = decode_options(options, Options, name)
     check_options(decoded, name)
-    if not decoded.port.startswith(SCHEMES):
-        raise InputError(f"{name}.options.port: expected /dev/..., socket://host:port or rfc2217://host:port, got `{decoded.port}`")
-    if not 300 <= decoded.baud <= 4_000_000:
-        raise InputError(f"{name}.options.baud: expected 300 to 4000000, got {decoded.baud}")
+    Line(port=decoded.port, baud=decoded.baud).check(name)
     try:
         from adapters.microcontroller.node import SerialNode
     except ImportError as err:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from time import perf_counter
 
 from adapters.microcontroller.frames import Decoder, Frame, Sequence, encode, wire_time_s
-from adapters.microcontroller.port import Port
 from adapters.node.messages import Event, NodeRefused, NoticeKind, Request
+from adapters.serial_port import Line, SerialPort
 from edge_runtime.errors import AdapterDisconnected
 
 ANSWER_TIMEOUT_S = 0.5
@@ -29,14 +29,14 @@ EventSink = Callable[[int, bytes], None]
 class SerialLink:
     """One node's UART. `on_event` and `on_lost(reason)` are called on the loop."""
 
-    def __init__(self, url: str, baud: int, on_event: EventSink, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, line: Line, on_event: EventSink, on_lost: Callable[[str], None]) -> None:
         self.requests = self.repeats = self.stray_replies = self.events = 0
-        self._baud = baud
+        self._baud = line.baud
         self._decoder = Decoder()
         self._sequence = Sequence()
         self._on_event = on_event
         self._on_lost = on_lost
-        self._port = Port(url, baud, self._receive, self._lose)
+        self._port = SerialPort("node", line)
         self._turn = asyncio.Lock()
         self._pending: tuple[int, int, asyncio.Future[Frame]] | None = None
         self._seq = 0
@@ -45,13 +45,13 @@ class SerialLink:
 
     async def open(self) -> None:
         """Raises AdapterDisconnected when nobody is there."""
-        await self._port.open()
+        await self._port.open(self._receive, self._lose)
         self._lost = ""
-        self._port.write(b"\0")
+        await self._port.write(b"\0")
 
     async def close(self) -> None:
         self._lost = self._lost or "it was closed"
-        await self._port.close()
+        self._port.close()
 
     @property
     def counters(self) -> dict[str, int]:
@@ -96,7 +96,7 @@ class SerialLink:
         try:
             if self._lost:
                 raise AdapterDisconnected(self._lost)
-            self._port.write(frame)
+            await self._port.write(frame)
             reply = await answer
             self._trips.append((perf_counter() - started, wire_time_s(len(frame) + len(reply.payload) + 7, self._baud)))
             return reply
@@ -126,8 +126,8 @@ class SerialLink:
             self.events += 1
             self._on_event(frame.type, frame.payload)
 
-    def _lose(self, reason: str) -> None:
-        self._lost = reason
+    def _lose(self, err: AdapterDisconnected) -> None:
+        self._lost = reason = str(err)
         if self._pending is not None and not self._pending[2].done():
             self._pending[2].set_exception(AdapterDisconnected(reason))
         self._on_lost(reason)

@@ -21,6 +21,7 @@ from adapters.node.messages import (
     What,
 )
 from adapters.node.upload import Upload, after_data, next_chunk
+from adapters.serial_port import Line
 from edge_runtime.errors import AdapterDisconnected
 
 _INFER_TIMEOUT_S = 5.0
@@ -29,9 +30,8 @@ _INFER_TIMEOUT_S = 5.0
 class SerialNode:
     """One node behind a serial port."""
 
-    def __init__(self, url: str, baud: int = 115_200) -> None:
-        self._url = url
-        self._baud = baud
+    def __init__(self, port: str, baud: int = 115_200) -> None:
+        self._line = Line(port=port, baud=baud)
         self._link: SerialLink | None = None
         self._events: NodeEvents | None = None
         self._malformed = 0
@@ -39,7 +39,7 @@ class SerialNode:
     async def open(self, events: NodeEvents) -> None:
         await self.close()
         self._events = events
-        self._link = SerialLink(self._url, self._baud, self._on_event, events.on_lost)
+        self._link = SerialLink(self._line, self._on_event, events.on_lost)
         await self._link.open()
 
     async def close(self) -> None:
@@ -103,8 +103,9 @@ class SerialNode:
     def describe(self) -> str:
         trip = self._link.trip_ms() if self._link else None
         if trip is None:
-            return self._url
-        return f"{self._url}: round trip {trip[0]:.2f} ms measured; its bytes alone take {trip[1]:.2f} ms on a wire at {self._baud} baud"
+            return self._line.port
+        wire = f"its bytes alone take {trip[1]:.2f} ms on a wire at {self._line.baud} baud"
+        return f"{self._line.port}: round trip {trip[0]:.2f} ms measured; {wire}"
 
     async def _send_chunk(self, upload: Upload, blob: bytes, start: int, end: int) -> Upload:
         try:
@@ -117,7 +118,7 @@ class SerialNode:
 
     async def _ask(self, kind: Request, payload: bytes = b"", *, timeout_s: float | None = None) -> bytes:
         if self._link is None:
-            raise AdapterDisconnected(f"{self._url}: not open")
+            raise AdapterDisconnected(f"{self._line.port}: not open")
         if timeout_s is None:
             return await self._link.request(kind, payload)
         return await self._link.request(kind, payload, timeout_s=timeout_s)

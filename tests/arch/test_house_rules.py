@@ -43,7 +43,6 @@ CLIENTS = {
     "zeroconf": {"cloud_sync/discovery.py"},
     "ifaddr": {"cloud_sync/discovery.py"},
     "cobs": {"adapters/microcontroller/frames.py"},
-    "serial": {"adapters/microcontroller/port.py", "adapters/serial_port.py"},
     "aiocoap": {"adapters/coap/client.py", "adapters/coap/server.py"},
     "uvicorn": {"cloud_sync/controller/serving.py"},
 }
