@@ -53,9 +53,9 @@ class MissingCompiler(MissingDependency):
 
     def __init__(self) -> None:
         super().__init__("a compiler for Arm Cortex-M", "")
-        self.args = (
+        self.msg = (
             "the firmware needs a compiler for Arm Cortex-M, and none was found. "
-            "Install one: apt install gcc-arm-none-eabi (Debian, Ubuntu), or pip install ziglang",
+            "Install one: apt install gcc-arm-none-eabi (Debian, Ubuntu), or pip install ziglang"
         )
 
 

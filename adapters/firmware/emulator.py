@@ -45,9 +45,7 @@ class MissingEmulator(MissingDependency):
 
     def __init__(self) -> None:
         super().__init__("qemu-system-arm", "")
-        self.args = (
-            "an emulated node needs qemu-system-arm, and it was not found. Install it: apt install qemu-system-arm (Debian, Ubuntu)",
-        )
+        self.msg = "an emulated node needs qemu-system-arm, which was not found. Install it: apt install qemu-system-arm (Debian, Ubuntu)"
 
 
 def find_emulator() -> str:
@@ -280,7 +278,10 @@ class _Control:
         return answer.get("return")
 
     def _read(self) -> dict[str, Any]:
-        line = self._lines.readline(_MOST_REPLY_BYTES)
+        try:
+            line = self._lines.readline(_MOST_REPLY_BYTES)
+        except ConnectionError:
+            line = b""
         if not line:
             raise AdapterDisconnected("QEMU ended")
         answer: dict[str, Any] = json.loads(line)

@@ -26,7 +26,7 @@ class MissingHostCompiler(MissingDependency):
 
     def __init__(self) -> None:
         super().__init__("a C compiler", "")
-        self.args = ("the native interpreter needs a C compiler, and none was found. Install one: apt install gcc (Debian, Ubuntu)",)
+        self.msg = "the native interpreter needs a C compiler, and none was found. Install one: apt install gcc (Debian, Ubuntu)"
 
 
 def host_compiler() -> str:
