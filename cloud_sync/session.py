@@ -18,6 +18,7 @@ import msgspec
 
 from cloud_sync.backoff import full_jitter_s, spread_s
 from cloud_sync.budget import DailyBudget
+from cloud_sync.cancellation import stoppable
 from cloud_sync.flights import Flight, Flights, Row, pack
 from cloud_sync.messages import decode_ack, encode_state, encode_status
 from cloud_sync.topics import GatewayTopics
@@ -163,7 +164,7 @@ class Uplink:
                 session = await self._transport.connect(self._topics.status, will)
                 self._counters.connects += 1
                 started_ns = self._clock.monotonic_ns()
-                reason = await self._serve(session)
+                reason = await stoppable(self._serve(session))
                 if self._progress or self._clock.monotonic_ns() - started_ns > self.settings.steady_s * 1e9:
                     attempt = 0
             except (TransportError, DeadlineExceeded) as err:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cloud_sync.backoff import full_jitter_s
+from cloud_sync.cancellation import stoppable
 from cloud_sync.controller import audit
 from cloud_sync.controller.blob_server import BlobServer
 from cloud_sync.controller.schema import desired, gateways
@@ -75,7 +76,7 @@ class Publisher:
             try:
                 session = await self._transport.connect()
                 attempt = 0
-                await self._serve(session)
+                await stoppable(self._serve(session))
             except* (TransportError, DeadlineExceeded, SQLAlchemyError, OSError) as group:
                 _log.warning("publisher_link_down reason=%r", str(group.exceptions[0]))
             await asyncio.sleep(full_jitter_s(attempt, 0.2, _RECONNECT_MAX_S, random.random))

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 from cloud_sync.backoff import full_jitter_s
+from cloud_sync.cancellation import stoppable
 from cloud_sync.controller.ingest import Committed, Message, Origin, RecordWriter, commit, crash_point
 from cloud_sync.messages import MAX_BATCHES, encode_ack
 from cloud_sync.topics import ALL_REPORTS, ALL_TELEMETRY, ALL_UPLINKS, GatewayTopics
@@ -86,7 +87,7 @@ class Sink:
         try:
             while True:
                 started, commits = time.monotonic(), self.commits
-                reason = await self._attempt()
+                reason = await stoppable(self._attempt())
                 steady = self.commits > commits or time.monotonic() - started > _RECONNECT_MAX_S
                 attempt = 0 if steady else attempt + 1
                 if attempt <= 1:

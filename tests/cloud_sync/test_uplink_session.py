@@ -277,3 +277,15 @@ async def test_a_slow_link_and_a_command(link: Link, make_batch, until) -> None:
     await until(lambda: not link.outbox.rows)
     link.broker.deliver(TOPICS.command, b"ping", retain=False)
     assert commands == [b"ping"]
+
+
+async def test_a_stop_in_the_moment_in_which_the_link_ends_is_heard(memory_outbox, until) -> None:
+    broker = LoopbackBroker()
+    for _ in range(20):
+        uplink = Uplink(memory_outbox, LoopbackTransport(broker), TOPICS, "b", VirtualClock())
+        running = asyncio.ensure_future(uplink.run())
+        await until(lambda uplink=uplink: uplink.up)
+        broker.cut()
+        running.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.wait((running,))
