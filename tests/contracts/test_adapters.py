@@ -12,7 +12,7 @@ from unittest import SkipTest
 import numpy as np
 import pytest
 
-from adapters import linux, microcontroller, raspberry_pi, replay, simulated
+from adapters import coap, linux, microcontroller, raspberry_pi, replay, simulated
 from adapters.simulated import Options, SimulatedAdapter
 from edge_runtime.clock import SystemClock
 from edge_runtime.errors import AdapterError, InputError
@@ -94,6 +94,7 @@ class TestLinuxHere(AdapterContract):
 
 
 UNDER_CONTRACT = {
+    "coap": coap.open_adapter,  # test_node_adapters.py
     "linux": linux.open_adapter,
     "microcontroller": microcontroller.open_adapter,  # test_node_adapters.py
     "raspberry_pi": raspberry_pi.open_adapter,
