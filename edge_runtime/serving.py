@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_runtime.bundle import Manifest, find_model, verify
 from edge_runtime.config.deployment import Deployment, ModelSpec
-from edge_runtime.config.references import declared_labels, resolve_model
+from edge_runtime.config.references import declared_labels, resolve_model, with_canaries
 from edge_runtime.errors import DeploymentReason, DeploymentRefused, InputError, MissingDependency, ModelRefused, RefusalReason
 from edge_runtime.pipeline.rows import compose
 from edge_runtime.pipeline.runner import ModelHandle
@@ -117,7 +117,7 @@ async def serve(
     handles: dict[str, ModelHandle] = {}
     refused: dict[str, str] = {}
     labels = declared_labels(deployment, document_dir, store_dir)
-    for name, spec in deployment.models.items():
+    for name, spec in with_canaries(deployment).items():
         try:
             path = resolve_model(spec, document_dir, store_dir)
             handles[name] = await _serve_one(name, spec, path, labels[name], probed, passed, cache)
@@ -142,7 +142,8 @@ async def _serve_one(
     loading = backend.with_cache(cache.folder, cache.max_bytes) if cache and isinstance(backend, KeepsOptimised) else backend
     model = await asyncio.to_thread(loading.load, path, spec.threads)
     try:
-        return ModelHandle(name, digest, labels, compose(model, manifest), manifest.preprocess if manifest else ())
+        steps = manifest.preprocess if manifest else ()
+        return ModelHandle(name, digest, labels, compose(model, manifest), steps, spec.canary, spec.slo_ms)
     except ModelRefused:
         model.close()
         raise

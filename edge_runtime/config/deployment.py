@@ -31,11 +31,17 @@ class SensorSpec(_Document, frozen=True, kw_only=True):
 
 
 class CanarySpec(_Document, frozen=True, kw_only=True):
-    """A second model beside the first: in shadow, or on a share of the windows."""
+    """A second model beside the first, on a share of the windows: in shadow the first still answers, in a split the second does."""
 
     digest: Digest
-    percent: Percent = 20
+    percent: Percent | None = None  # of the windows; default: all in shadow, 20 in a split
     mode: Literal["shadow", "split"] = "shadow"
+    max_divergence: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3  # share of answers that may differ in the probation; 1: not judged
+
+    @property
+    def share(self) -> float:
+        """Percent of the windows."""
+        return self.percent if self.percent is not None else (100.0 if self.mode == "shadow" else 20.0)
 
 
 class ModelSpec(_Document, frozen=True, kw_only=True):

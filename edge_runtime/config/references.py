@@ -6,11 +6,14 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
+
 from edge_runtime.bundle import MANIFEST, Bundle, Manifest, find_model, read_bundle
 from edge_runtime.config.deployment import Deployment, ModelSpec
 from edge_runtime.errors import ModelRefused, RefusalReason
 
 _ZOO = "zoo:"
+_CANARY = "@canary"
 
 
 def resolve_model(spec: ModelSpec, document_dir: Path, store_dir: Path | None = None) -> Path:
@@ -24,10 +27,29 @@ def resolve_model(spec: ModelSpec, document_dir: Path, store_dir: Path | None = 
     raise ModelRefused(RefusalReason.MISSING, f"{spec.digest} is not in the local model store ({store_dir or 'none'})")
 
 
-def declared_labels(deployment: Deployment, document_dir: Path, store_dir: Path | None = None) -> dict[str, tuple[str, ...]]:
-    """The labels of every model, by name, without loading any: the deployment's own, else those of the model's manifest."""
-    labels: dict[str, tuple[str, ...]] = {}
+def canary_name(model: str) -> str:
+    """Under which name the canary of a model is loaded and reported."""
+    return model + _CANARY
+
+
+def canary_host(name: str) -> str:
+    """The model that a canary stands beside; of any other name, the name itself."""
+    return name.removesuffix(_CANARY)
+
+
+def with_canaries(deployment: Deployment) -> dict[str, ModelSpec]:
+    """Every model of a deployment; a canary as `NAME@canary`, on the backend of the model that it runs beside."""
+    found = dict(deployment.models)
     for name, spec in deployment.models.items():
+        if spec.canary is not None:
+            found[canary_name(name)] = msgspec.structs.replace(spec, digest=spec.canary.digest, path=None, canary=None)
+    return found
+
+
+def declared_labels(deployment: Deployment, document_dir: Path, store_dir: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """The labels of every model and canary, by name, without loading any: the deployment's own, else those of the model's manifest."""
+    labels: dict[str, tuple[str, ...]] = {}
+    for name, spec in with_canaries(deployment).items():
         try:
             labels[name] = spec.labels or manifest_labels(resolve_model(spec, document_dir, store_dir))
         except ModelRefused:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edge_runtime.config.deployment import Deployment
+from edge_runtime.config.references import canary_host
 from edge_runtime.errors import DeploymentReason, DeploymentRefused
 from edge_runtime.types import ProbeReport
 
@@ -36,9 +37,9 @@ def _memory(reports: Mapping[str, ProbeReport], available_mb: float) -> list[str
 
 def _latency(deployment: Deployment, reports: Mapping[str, ProbeReport]) -> list[str]:
     return [
-        f"models.{name}: one run takes {report.run_ms:.1f} ms here, slo_ms is {deployment.models[name].slo_ms:g}"
+        f"models.{name}: one run takes {report.run_ms:.1f} ms here, slo_ms is {deployment.models[canary_host(name)].slo_ms:g}"
         for name, report in reports.items()
-        if report.runs and name in deployment.models and report.run_ms > deployment.models[name].slo_ms
+        if report.runs and canary_host(name) in deployment.models and report.run_ms > deployment.models[canary_host(name)].slo_ms
     ]
 
 

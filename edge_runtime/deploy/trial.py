@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.config.deployment import Deployment, ModelSpec
+from edge_runtime.config.deployment import Deployment
 from edge_runtime.config.gateway import GatewayFile
 from edge_runtime.config.load import parse_deployment
-from edge_runtime.config.references import resolve_model
+from edge_runtime.config.references import resolve_model, with_canaries
 from edge_runtime.deploy.fit import available_mb, judge_fit
 from edge_runtime.deploy.slots import DOCUMENT, MAX_DOCUMENT_BYTES, digest_of
 from edge_runtime.errors import (
@@ -112,7 +112,7 @@ async def _probe_all(deployment: Deployment, store: Path) -> tuple[dict[str, Pro
 
     reports: dict[str, ProbeReport] = {}
     keys: list[str] = []
-    for name, spec in _with_canaries(deployment).items():
+    for name, spec in with_canaries(deployment).items():
         try:
             path = await asyncio.to_thread(resolve_model, spec, store, store)
             digest, _ = await asyncio.to_thread(verified, path)
@@ -134,12 +134,3 @@ async def _probe_all(deployment: Deployment, store: Path) -> tuple[dict[str, Pro
 
 def _reason(err: ModelRefused) -> DeploymentReason:
     return DeploymentReason.DOES_NOT_FIT if err.reason is RefusalReason.PROBE_MEMORY else DeploymentReason.MODEL_REFUSED
-
-
-def _with_canaries(deployment: Deployment) -> dict[str, ModelSpec]:
-    """Every model to be tried; a canary as `NAME@canary`, on the backend of the model that it runs beside."""
-    found = dict(deployment.models)
-    for name, spec in deployment.models.items():
-        if spec.canary is not None:
-            found[f"{name}@canary"] = msgspec.structs.replace(spec, digest=spec.canary.digest, path=None, canary=None)
-    return found

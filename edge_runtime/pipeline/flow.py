@@ -23,6 +23,7 @@ from edge_runtime.bus import Bus
 from edge_runtime.clock import Clock
 from edge_runtime.config.deployment import PipelineSpec, SensorSpec
 from edge_runtime.ingest import stale_after_s
+from edge_runtime.pipeline.canary import CanaryFigures
 from edge_runtime.pipeline.features import FeatureChain, Features
 from edge_runtime.pipeline.plan import Draft, Plan, WindowKey, make_plan
 from edge_runtime.pipeline.preprocess import NotFinite
@@ -146,6 +147,7 @@ class Flow:
         self._states: dict[str, _State] = {}
         self._runners: dict[int, Runner] = {}
         self._models: dict[int, LoadedModel] = {}
+        self._guests: dict[int, Runner] = {}  # canary models, and in whose thread they run
         self._loop: asyncio.AbstractEventLoop | None = None
         self._busy = False
         self._later: deque[Callable[[], None]] = deque()
@@ -165,11 +167,12 @@ class Flow:
     ) -> Mapping[str, str]:
         """`prepare` and `apply` in one: the graph is in force on return. Returns the pipelines refused, with the reason.
 
-        A refused pipeline (its model is missing or does not fit, an unknown step) is unknown; the others run.
+        A refused pipeline (its model is missing or does not fit, an unknown step) is unknown; the others run. A refused canary, named
+        PIPELINE@canary, leaves its pipeline to the active model.
         """
         plan = self.prepare(sensors, pipelines, models, conditions=conditions)
         self.apply(plan)
-        return plan.refused
+        return {**plan.refused, **plan.alone}
 
     def prepare(
         self,
@@ -252,8 +255,13 @@ class Flow:
             self._failed(pipeline.state, err, window.at, window.last_seq)
             return
         self._publish(pipeline.state, result)
-        if not self._deterministic and update_cost(binding.runner, result.latency_ns, self._inline_limit_ns):
+        binding.follow(window, result, self._now)
+        if not self._deterministic and update_cost(binding, result.latency_ns, self._inline_limit_ns):
             self._start_worker(binding.runner, binding.handle.name)
+
+    def canaries(self) -> list[CanaryFigures]:
+        """Every canary that runs, in the order of the pipelines."""
+        return [p.binding.canary.figures() for p in self._pipelines if p.binding is not None and p.binding.canary is not None]
 
     def become_unknown(self, state: _State, at: Timestamp, seq: int) -> None:
         """Says once that a pipeline's facts are unknown; results under way have lost their worth."""
@@ -305,9 +313,10 @@ class Flow:
         self._routes = _routes(self._sources)
         self._retire({id(handle.model): handle.model for handle in plan.models.values()})
         self._runners.update(plan.runners)
-        for runner, name in {id(d.binding.runner): (d.binding.runner, d.binding.handle.name) for d in plan.drafts if d.binding}.values():
-            if runner.worker is None and runner.cost_ns > self._inline_limit_ns:
-                self._start_worker(runner, name)
+        self._guests |= {id(d.binding.second.handle.model): d.binding.runner for d in plan.drafts if d.binding and d.binding.second}
+        for binding in [draft.binding for draft in plan.drafts if draft.binding]:
+            if binding.runner.worker is None and binding.cost_ns > self._inline_limit_ns:
+                self._start_worker(binding.runner, binding.handle.name)
         new_keys = {draft.name: draft.key for draft in plan.drafts}
         self._forget_changed({name for name, key in old_keys.items() if new_keys.get(name) != key}, plan)
 
@@ -339,11 +348,17 @@ class Flow:
         self._states = {name: state for name, state in self._states.items() if name in plan.pipelines or state.waiting}
 
     def _retire(self, kept: Mapping[int, LoadedModel]) -> None:
-        """Closes the models that are not kept: now, or in their thread after what waits there."""
+        """Closes the models that are not kept: now, or in their thread after what waits there. Canaries first: they have none."""
         self._retiring = [worker for worker in self._retiring if not worker.join(0)]
-        for key, model in self._models.items():
-            if key in kept:
-                continue
+        gone = {key: model for key, model in self._models.items() if key not in kept}
+        for key in gone.keys() & self._guests.keys():
+            host, model = self._guests.pop(key), gone.pop(key)
+            self._runners.pop(key, None)
+            if host.worker is not None:
+                host.worker.do(lambda model=model: _close(model))  # type: ignore[misc]
+            else:
+                _close(model)
+        for key, model in gone.items():
             runner = self._runners.pop(key, None)
             if runner is not None and runner.worker is not None:
                 runner.worker.retire(lambda model=model: _close(model))  # type: ignore[misc]

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edge_runtime.config.deployment import PipelineSpec, SensorSpec
+from edge_runtime.config.deployment import CanarySpec, PipelineSpec, SensorSpec
+from edge_runtime.config.references import canary_name
 from edge_runtime.errors import InputError
 from edge_runtime.pipeline.features import FeatureChain
 from edge_runtime.pipeline.preprocess import parse_steps
@@ -33,12 +34,16 @@ class Draft:
 
 @dataclass(slots=True)
 class Plan:
-    """`refused`: pipelines that cannot run, with the reason. `runners` by the identity of their model."""
+    """`refused`: pipelines that cannot run, with the reason; `alone`: those that run without their canary, likewise.
+
+    `runners` by the identity of their model.
+    """
 
     pipelines: Mapping[str, PipelineSpec]
     models: Mapping[str, ModelHandle]
     drafts: list[Draft] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    alone: dict[str, str] = field(default_factory=dict)
     runners: dict[int, Runner] = field(default_factory=dict)
 
     def windows(self) -> list[WindowKey]:
@@ -84,6 +89,28 @@ def _bind(plan: Plan, name: str, spec: PipelineSpec, runners: Mapping[int, Runne
     handle = plan.models.get(spec.model or "")
     if handle is None:
         raise InputError(f"pipeline {name}: model {spec.model} is not loaded; loaded: {', '.join(plan.models) or 'none'}")
+    binding = _bound(plan, name, spec, handle, runners)
+    if handle.canary is not None:
+        try:
+            _accompany(plan, name, spec, binding, handle.canary, runners)
+        except InputError as err:
+            plan.alone[canary_name(name)] = str(err)
+            log.error("canary refused pipeline=%s reason=%s", name, err)
+    return binding
+
+
+def _accompany(plan: Plan, name: str, spec: PipelineSpec, binding: Binding, canary: CanarySpec, runners: Mapping[int, Runner]) -> None:
+    """A canary that does not fit never costs the pipeline its own model."""
+    second = plan.models.get(canary_name(binding.handle.name))
+    if second is None:
+        raise InputError(f"the canary of model {binding.handle.name} is not loaded")
+    other = _bound(plan, name, spec, second, runners)
+    if other.runner.classes != binding.runner.classes:
+        raise InputError(f"its first output has {other.runner.classes} values; expected {binding.runner.classes}, as the active model's")
+    binding.accompany(other, canary, binding.handle.slo_ms)
+
+
+def _bound(plan: Plan, name: str, spec: PipelineSpec, handle: ModelHandle, runners: Mapping[int, Runner]) -> Binding:
     key = id(handle.model)
     known = plan.runners.get(key) or runners.get(key)
     runner = known or Runner(handle.model)

@@ -22,8 +22,10 @@ from math import isfinite
 
 import numpy as np
 
-from edge_runtime.errors import ModelRefused, RefusalReason
+from edge_runtime.config.deployment import CanarySpec
+from edge_runtime.errors import InputError, ModelRefused, RefusalReason
 from edge_runtime.fitting import Fit, fit_input
+from edge_runtime.pipeline.canary import Canary
 from edge_runtime.pipeline.preprocess import SMALL, Chain, NotFinite, Shape, Step, is_finite, output_shape
 from edge_runtime.pipeline.rows import several_inputs
 from edge_runtime.pipeline.windows import Snapshot
@@ -42,13 +44,18 @@ _SMALL = 64
 
 @dataclass(frozen=True, slots=True)
 class ModelHandle:
-    """A loaded model under its deployment name. `labels` empty: not a classifier. `preprocess`: steps that its manifest declares."""
+    """A loaded model under its deployment name. `labels` empty: not a classifier. `preprocess`: steps that its manifest declares.
+
+    `canary`: how the model of that name with `@canary` runs beside it, if any.
+    """
 
     name: str
     digest: str
     labels: tuple[str, ...]
     model: LoadedModel
     preprocess: tuple[str, ...] = ()
+    canary: CanarySpec | None = None
+    slo_ms: float = 100.0
 
 
 class Runner:
@@ -118,6 +125,23 @@ class Binding:
         self._hop = hop
         self._next_end = 0
         self._name, self._digest, self._labels = handle.name, handle.digest, handle.labels
+        self.canary: Canary | None = None
+        self.second: Binding | None = None
+
+    @property
+    def cost_ns(self) -> float:
+        """What one window takes, the canary's part included."""
+        return self.runner.cost_ns + (self.second.runner.cost_ns if self.second else 0.0)
+
+    def accompany(self, second: Binding, spec: CanarySpec, slo_ms: float) -> None:
+        """From now on the canary `second` runs beside. Raises InputError when the two cannot be compared."""
+        canaries = second.handle
+        if spec.mode == "split" and (self._stream or second._stream):
+            raise InputError("a model with a state misses no window; let the canary run in shadow")
+        self.canary = Canary(
+            self.pipeline, canaries.name, canaries.digest, spec, slo_ms, (self._labels, canaries.labels), second.answer
+        )  # fmt: skip
+        self.second = second
 
     def check_labels(self) -> None:
         """Raises ModelRefused when the labels do not match the first output (known after the runner's warm-up)."""
@@ -129,6 +153,20 @@ class Binding:
 
     def infer(self, window: Snapshot, now: Callable[[], int]) -> Inference:
         """One inference; `now` times it in ns. Raises NotFinite, and whatever the model raises."""
+        canary = self.canary
+        if canary is None or not canary.splits:
+            return self.answer(window, now)
+        result = canary.instead(window, now) or self.answer(window, now)
+        canary.answered(result)
+        return result
+
+    def follow(self, window: Snapshot, result: Inference, now: Callable[[], int], *, busy: bool = False) -> None:
+        """To be called when the result is out: a canary in shadow has the same window. `busy`: another window waits already."""
+        if self.canary is not None and not self.canary.splits:
+            self.canary.follow(window, result, now, busy=busy)
+
+    def answer(self, window: Snapshot, now: Callable[[], int]) -> Inference:
+        """This model's own inference, whatever runs beside it."""
         if self._stream is not None:
             self._continue(self._stream, window.end)
         if self._plain:
@@ -195,10 +233,10 @@ def softmax(values: Sequence[float]) -> list[float]:
     return result
 
 
-def update_cost(runner: Runner, latency_ns: int, inline_limit_ns: float) -> bool:
+def update_cost(binding: Binding, latency_ns: int, inline_limit_ns: float) -> bool:
     """Moves the running cost on; True when the model has become too slow to run inline."""
-    runner.cost_ns += _COST_WEIGHT * (latency_ns - runner.cost_ns)
-    return runner.cost_ns > _PROMOTE_FACTOR * inline_limit_ns
+    binding.runner.cost_ns += _COST_WEIGHT * (latency_ns - binding.runner.cost_ns)
+    return binding.cost_ns > _PROMOTE_FACTOR * inline_limit_ns
 
 
 Settle = Callable[[Inference | Exception], None]
@@ -212,6 +250,7 @@ class Worker:
         self._post = post
         self._wake = threading.Condition()
         self._waiting: dict[Binding, tuple[Snapshot, Settle]] = {}
+        self._jobs: list[Callable[[], None]] = []
         self._then: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._serve, name=f"model-{name}", daemon=True)
         self._thread.start()
@@ -224,6 +263,12 @@ class Worker:
             self._waiting[binding] = (kept, settle)
             self._wake.notify()
         return replaced
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Calls `job` in this thread when no window waits. Returns at once."""
+        with self._wake:
+            self._jobs.append(job)
+            self._wake.notify()
 
     def retire(self, then: Callable[[], None]) -> None:
         """Finishes what waits, then calls `then` in this thread and ends. Returns at once."""
@@ -239,13 +284,18 @@ class Worker:
     def _serve(self) -> None:
         while True:
             with self._wake:
-                while not self._waiting and self._then is None:
+                while not (self._waiting or self._jobs or self._then):
                     self._wake.wait()
-                if not self._waiting:
+                job = self._jobs.pop(0) if self._jobs and not self._waiting else None
+                if self._waiting:
+                    binding = next(iter(self._waiting))
+                    window, settle = self._waiting.pop(binding)
+                elif job is None:
                     break
-                binding = next(iter(self._waiting))
-                window, settle = self._waiting.pop(binding)
-            self._infer(binding, window, settle)
+            if job is not None:
+                job()
+            else:
+                self._infer(binding, window, settle)
         assert self._then is not None
         self._then()
 
@@ -256,3 +306,5 @@ class Worker:
         except Exception as err:  # noqa: BLE001 - border: any inference runtime; the loop reports it
             result = err
         self._post(lambda: settle(result))
+        if isinstance(result, Inference):
+            binding.follow(window, result, self._now, busy=bool(self._waiting))
