@@ -68,10 +68,10 @@ async def test_a_storm_of_reconnects_loses_and_doubles_nothing(
 async def test_what_a_full_queue_drops_is_sent_again(
     tmp_path: Path, background, make_batch, memory_outbox, until: Callable[..., Any]
 ) -> None:
-    """The broker acknowledges what it then drops: its queue for a controller that stands still has ten places."""
+    """The broker acknowledges what it then drops: its queue for a controller that stands still has five places."""
     if find_mosquitto() is None:
         pytest.skip("mosquitto is not installed (apt install mosquitto)")
-    tight = {"max_queued_messages": "10", "max_inflight_messages": "1"}
+    tight = {"max_queued_messages": "5", "max_inflight_messages": "1"}
     with start_broker(0, tmp_path / "broker", extra=tight) as broker:
         arguments = ["controller", "sink", "--port", str(broker.port), "--database", str(tmp_path / "sink.db"), "--client-id", "sink"]
         sink = await asyncio.create_subprocess_exec(sys.executable, "-c", _SINK, *arguments, stdout=asyncio.subprocess.PIPE)
@@ -79,10 +79,10 @@ async def test_what_a_full_queue_drops_is_sent_again(
             assert sink.stdout is not None
             assert await sink.stdout.readline()
             os.kill(sink.pid, signal.SIGSTOP)
-            memory_outbox.add(*(make_batch("b", seq) for seq in range(0, 1000, 10)))
+            memory_outbox.add(*(make_batch("b", seq) for seq in range(0, 300, 10)))
             talker = uplink(broker, "gw-1", memory_outbox, SMALL)
             background(talker.run())
-            await until(lambda: talker.counters()["retransmissions"] > 40)
+            await until(lambda: talker.counters()["retransmissions"] > 8)
             assert not memory_outbox.delivered
             os.kill(sink.pid, signal.SIGCONT)
             await until(lambda: not memory_outbox.rows, 40.0)
@@ -90,4 +90,4 @@ async def test_what_a_full_queue_drops_is_sent_again(
             os.kill(sink.pid, signal.SIGCONT)
             sink.terminate()
             await sink.communicate()
-    assert rows(tmp_path / "sink.db") == [("gw-1", 1000)]
+    assert rows(tmp_path / "sink.db") == [("gw-1", 300)]

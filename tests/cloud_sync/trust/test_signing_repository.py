@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import signal
@@ -109,6 +112,15 @@ def test_what_is_no_bundle_is_not_approved(world, tmp_path) -> None:
     for path in [*hostile, tmp_path / "noise.tar"]:
         with pytest.raises(ModelRefused):
             world.repository.approve(path, world.repository.offline_keys)
+    assert len(world.repository.approved()) == 1
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, lzma.compress, bz2.compress], ids=["gzip", "xz", "bzip2"])
+def test_a_packed_bundle_is_not_unpacked(world, tmp_path, packed) -> None:
+    whole = world.repository.artifact(world.repository.approved()[0].name).read_bytes()
+    (tmp_path / "packed.tar").write_bytes(packed(whole + bytes(8 * 1024 * 1024)))
+    with pytest.raises(ModelRefused):
+        world.repository.approve(tmp_path / "packed.tar", world.repository.offline_keys)
     assert len(world.repository.approved()) == 1
 
 
