@@ -32,7 +32,7 @@ _LARGEST_FACTOR = 65_536
 
 _HEADER = struct.Struct("<IHBBIIIHH4H4HfifiII16sI12x")
 _LAYER = struct.Struct("<BBbb6HHHBBBBHHhhIIIIIII4x")
-_ROUNDINGS = {Rounding.HALF_EVEN: 0, Rounding.DOUBLE: 1}
+_ROUNDINGS = {Rounding.HALF_EVEN: 0, Rounding.DOUBLE: 1, Rounding.LITERT: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def _exponentials(layer: Layer) -> Array:
     steps = np.arange(256) - 255
     scale = np.float32(layer.inputs[0].scale)
     if layer.variant == 1:
-        return np.exp((scale * steps.astype(np.float32)).astype(np.float32)).astype(np.float32)
+        return np.exp((scale * steps.astype(np.float32)).astype(np.float64)).astype(np.float32)
     largest = float(np.float32(math.log(float(np.finfo(np.float32).max / np.float32(layer.output.shape.c)))))
     shift = max(0.0, largest - _SOFTMAX_RESERVE) / float(scale)
     table: Array = np.exp((steps + shift) * float(scale)).astype(np.float32)

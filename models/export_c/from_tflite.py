@@ -17,6 +17,7 @@ from models.export_c.tflite_file import File, FileOperator, FileTensor, open_fil
 
 _NONE, _RELU, _RELU_N1_TO_1, _RELU6 = 0, 1, 2, 3
 _SAME = 0
+_MOST_CLASSES = 128
 
 
 def read(path: Path, rounding: Rounding) -> Network:
@@ -27,7 +28,8 @@ def read(path: Path, rounding: Rounding) -> Network:
 class _Reader:
     def __init__(self, file: File, rounding: Rounding) -> None:
         self._file = file
-        self._double = rounding is Rounding.DOUBLE
+        self._double = rounding is not Rounding.HALF_EVEN
+        self.rounding = rounding
         self._tensors: dict[str, Tensor] = {}
         self._unsigned: dict[str, bool] = {}
         self._layers: list[Layer] = []
@@ -45,7 +47,7 @@ class _Reader:
         first = self._layers[0].inputs[0].name
         entry = next(tensor for tensor in self._tensors.values() if tensor.name == first)
         notes = [
-            f"LiteRT does not compute `{layer.node}` with this rounding: results may differ by a step"
+            f"`{layer.node}` is not computed in this way where the rounding comes from: results may differ by a step"
             for layer in self._layers
             if not layer.exact
         ]
@@ -90,6 +92,12 @@ class _Reader:
         made = self._enter(operator.outputs[0])
         low, high = _bounds(operator, activation, made)
         return Layer(kind, operator.label, inputs, made, low=low, high=high, exact=exact)
+
+    def counted(self, file: FileTensor) -> Tensor:
+        """An index, which an argmax makes: a small whole number."""
+        made = Tensor(file.name, Shape(1, 1, 1), np.float32(1), 0)
+        self._tensors[file.name], self._unsigned[file.name] = made, False
+        return made
 
     @property
     def double(self) -> bool:
@@ -208,7 +216,7 @@ def _depthwise(reader: _Reader, operator: FileOperator) -> Layer:
 
 
 def _fully_connected(reader: _Reader, operator: FileOperator) -> Layer:
-    """With one scale the product of scales is rounded to float32 first, as TensorFlow Lite does; with several it is not."""
+    """With one scale, TensorFlow Lite rounds the product of scales to float32 first; with several it does not, nor does LiteRT 2."""
     given = reader.given(operator)
     weights, scales = _weights(operator, 0)
     if weights.ndim != 2 or weights.shape[1] != given.shape.count:
@@ -218,10 +226,12 @@ def _fully_connected(reader: _Reader, operator: FileOperator) -> Layer:
     made = replace(layer.output, shape=Shape(1, 1, layer.output.shape.count))
     fixed = None
     file = operator.inputs[1]
-    if file is not None and len(file.scales) == 1:
+    once = reader.rounding is Rounding.LITERT
+    if file is not None and len(file.scales) == 1 and not once:
         fixed = np.array([float(np.float32(given.scale * scale)) / float(made.scale) for scale in scales])
     laid = weights.reshape(len(weights), 1, 1, -1)
-    return replace(layer, output=made, weights=laid, weight_scales=scales, bias=_bias(operator, len(weights)), fixed_scales=fixed)
+    bias = _bias(operator, len(weights))
+    return replace(layer, output=made, weights=laid, weight_scales=scales, bias=bias, fixed_scales=fixed, variant=int(once))
 
 
 def _pool(reader: _Reader, operator: FileOperator) -> Layer:
@@ -257,7 +267,17 @@ def _add(reader: _Reader, operator: FileOperator) -> Layer:
 def _softmax(reader: _Reader, operator: FileOperator) -> Layer:
     if operator.real(0, 1.0) != 1.0:
         raise refuse(operator.label, operator.name, f"beta {operator.real(0, 1.0)}; expected 1")
-    return replace(reader.layer(operator, Operator.SOFTMAX, reader.given(operator)), variant=1)
+    return replace(reader.layer(operator, Operator.SOFTMAX, reader.given(operator), exact=not reader.double), variant=1)
+
+
+def _argmax(reader: _Reader, operator: FileOperator) -> Layer:
+    given, axis = reader.given(operator), operator.inputs[1] if len(operator.inputs) > 1 else None
+    vector = given.shape.count == given.shape.c <= _MOST_CLASSES
+    if not vector or axis is None or axis.constant is None or axis.constant.size != 1:
+        raise refuse(operator.label, operator.name, f"expected a vector of at most {_MOST_CLASSES} classes and a constant axis")
+    if int(axis.constant.reshape(-1)[0]) % 2 != 1:
+        raise refuse(operator.label, operator.name, "expected the axis of the classes")
+    return Layer(Operator.ARGMAX, operator.label, (given,), reader.counted(operator.outputs[0]))
 
 
 def _relu(reader: _Reader, operator: FileOperator) -> Layer:
@@ -284,6 +304,7 @@ _LAYERS: dict[str, Callable[[_Reader, FileOperator], Layer]] = {
     "AVERAGE_POOL_2D": _pool,
     "ADD": _add,
     "SOFTMAX": _softmax,
+    "ARG_MAX": _argmax,
     "RELU": _relu,
     "RELU6": _relu,
 }

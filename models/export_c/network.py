@@ -15,10 +15,15 @@ from edge_runtime.types import Array
 
 
 class Rounding(StrEnum):
-    """How sums become results: bit for bit as onnxruntime and XNNPACK, or as TensorFlow Lite Micro and LiteRT's reference kernels."""
+    """How sums become results, bit for bit.
+
+    HALF_EVEN as onnxruntime and XNNPACK, in float32; DOUBLE as TensorFlow Lite Micro, CMSIS-NN and the reference kernels of TensorFlow
+    Lite, in fixed point, rounded twice; LITERT as the reference kernels of LiteRT 2, which differ from DOUBLE in fully connected layers.
+    """
 
     HALF_EVEN = "half-even"
     DOUBLE = "double"
+    LITERT = "litert"
 
 
 class Operator(IntEnum):
@@ -76,7 +81,7 @@ class Window:
 class Layer:
     """One step. `weights` [out][kh][kw][in] (depthwise: [out][kh][kw]) with a scale per output channel; `bias` is int32, unfolded.
 
-    `offset` is 128 where the runtime computes in uint8 what is stored here in int8: its float32 sums round there.
+    `variant` is that of the blob. `offset` is 128 where the runtime computes in uint8 what is stored here in int8.
     `fixed_scales`: multipliers that the format computes in its own way, in float64, for double rounding. `exact` tells whether the runtime
     that the rounding names computes it in integers too; if not, results may differ by one step where a value lies between two.
     """

@@ -131,5 +131,5 @@ _COST = {
     Operator.ARGMAX: (0.0, 10.0),
     Operator.TABLE: (0.0, 8.0),
 }
-_ROUNDING = {Rounding.HALF_EVEN: 55, Rounding.DOUBLE: 40}
+_ROUNDING = {Rounding.HALF_EVEN: 55, Rounding.DOUBLE: 40, Rounding.LITERT: 40}
 _FLOAT_TAP = 180

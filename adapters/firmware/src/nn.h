@@ -30,6 +30,7 @@ enum nn_operator {
     NN_ARGMAX = 7,
     NN_TABLE = 8
 };
+enum nn_conv_variant { NN_AS_DECLARED = 0, NN_ONCE = 1 };
 enum nn_status { NN_OK = 0, NN_CORRUPT = -2, NN_TOO_LARGE = -4, NN_UNSUPPORTED = -10 };
 
 typedef struct {

@@ -75,6 +75,8 @@ static int check_conv(checker *check, const nn_layer *layer, int depthwise)
 {
     uint64_t taps = (uint64_t)layer->kernel_h * layer->kernel_w * (depthwise ? 1u : layer->in.c);
     uint32_t channels = layer->out.c;
+    if (layer->variant > NN_ONCE || (layer->variant == NN_ONCE && check->model->rounding != NN_DOUBLE))
+        return NN_UNSUPPORTED;
     if (!window_is_sane(layer) || taps > NN_MAX_TAPS)
         return NN_CORRUPT;
     if (depthwise && channels % layer->in.c != 0)

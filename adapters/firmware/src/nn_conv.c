@@ -43,7 +43,11 @@ int8_t nn_clamp(const nn_layer *layer, int32_t value)
 
 int8_t nn_result(const nn_context *at, const nn_layer *layer, int32_t sum, int32_t mult, int32_t shift)
 {
-    int32_t scaled = at->rounding == NN_DOUBLE ? round_double(sum, mult, shift) : round_half_even(sum, mult, shift);
+    int32_t scaled;
+    if (at->rounding == NN_HALF_EVEN)
+        scaled = round_half_even(sum, mult, shift);
+    else
+        scaled = layer->variant == NN_ONCE ? round_once(sum, mult, shift) : round_double(sum, mult, shift);
     return nn_clamp(layer, scaled + layer->out_zero);
 }
 

@@ -30,25 +30,6 @@ static int64_t wide(const int32_t *words)
     return high * ((int64_t)1 << 32) + (uint32_t)words[0];
 }
 
-/* To the nearest integer, halves to even; far values only need to stay far. */
-static int32_t nearest(float value)
-{
-    const float magic = 12582912.0f;
-    volatile float shifted;
-    if (!(value > -100000.0f))
-        return -100000;
-    if (value > 100000.0f)
-        return 100000;
-    shifted = value + magic;
-    return (int32_t)(shifted - magic);
-}
-
-/* Of a value of 0 and more, towards zero. */
-static int32_t whole(float value)
-{
-    return value > 0.0f && value < 100000.0f ? (int32_t)value : 0;
-}
-
 /* 128 where the reference computes in uint8, else 0. */
 static int32_t clamped_offset(int32_t stored)
 {
@@ -100,7 +81,7 @@ static int32_t float_average(const nn_context *at, const nn_layer *layer, const 
             sum += (float)value * scales[0];
         }
     mean = sum / (float)((uint32_t)layer->kernel_h * layer->kernel_w);
-    return nearest(mean / scales[1] + (float)(layer->out_zero + offset)) - offset;
+    return round_float(mean / scales[1] + (float)(layer->out_zero + offset)) - offset;
 }
 
 static int8_t average_in(const nn_context *at, const nn_layer *layer, const int8_t *in, nn_span rows, nn_span columns)
@@ -208,7 +189,7 @@ static void softmax_row(const nn_context *at, const nn_layer *layer, const int8_
     factor = 1.0f / (sum * scale);
     for (uint32_t i = 0; i < n; i++) {
         float share = table[255 - (top - in[i])];
-        int32_t value = layer->variant == 0 ? nearest_share(share, scale, sum) : whole(share * factor + 0.5f);
+        int32_t value = layer->variant == 0 ? nearest_share(share, scale, sum) : cut_float(share * factor + 0.5f);
         out[i] = nn_clamp(layer, value + layer->out_zero);
     }
 }

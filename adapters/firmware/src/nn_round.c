@@ -6,6 +6,7 @@
 
 #define SIGNIFICAND_BITS 24
 #define SATURATED (1 << 30)
+#define FAR (1 << 17)
 
 static uint32_t shift_half_even(uint32_t value, uint32_t by)
 {
@@ -129,17 +130,54 @@ int32_t round_fixed(int64_t value)
     return value < 0 ? -result : result;
 }
 
-float_parts parts_of_float(float value)
+int32_t round_once(int32_t sum, int32_t multiplier, int32_t shift)
+{
+    uint64_t magnitude = sum < 0 ? 0u - (uint32_t)sum : (uint32_t)sum;
+    uint32_t right = (uint32_t)(31 - shift);
+    if (multiplier <= 0)
+        return 0;
+    magnitude = (magnitude * (uint32_t)multiplier + ((uint64_t)1 << (right - 1))) >> right;
+    if (magnitude > SATURATED)
+        magnitude = SATURATED;
+    return sum < 0 ? -(int32_t)magnitude : (int32_t)magnitude;
+}
+
+static uint32_t bits_of_float(float value)
 {
     union {
         float value;
         uint32_t bits;
     } stored = {value};
-    uint32_t exponent = stored.bits >> 23;
-    float_parts parts = {(stored.bits & 0x7fffffu) | 0x800000u, (int32_t)exponent - 150};
-    if (exponent == 0 || exponent >= 255)
+    return stored.bits;
+}
+
+float_parts parts_of_float(float value)
+{
+    uint32_t bits = bits_of_float(value);
+    uint32_t exponent = bits >> 23 & 0xffu;
+    float_parts parts = {(bits & 0x7fffffu) | 0x800000u, (int32_t)exponent - 150};
+    if (exponent == 0 || exponent == 255)
         parts.significand = 0;
     return parts;
+}
+
+int32_t round_float(float value)
+{
+    float_parts parts = parts_of_float(value);
+    int32_t result = 0;
+    if (parts.exponent > -7)
+        result = FAR;
+    else if (parts.exponent >= -(SIGNIFICAND_BITS + 1))
+        result = (int32_t)shift_half_even(parts.significand, (uint32_t)-parts.exponent);
+    return bits_of_float(value) >> 31 ? -result : result;
+}
+
+int32_t cut_float(float value)
+{
+    float_parts parts = parts_of_float(value);
+    if (bits_of_float(value) >> 31 || parts.exponent > -7 || parts.exponent < -SIGNIFICAND_BITS)
+        return 0;
+    return (int32_t)(parts.significand >> (uint32_t)-parts.exponent);
 }
 
 uint32_t divide_half_even(uint64_t number, uint64_t divisor)
