@@ -5,8 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HAL_CLOCK_HZ 50000000u
-#define HAL_LINES 4u
+/* HAL_CLOCK_HZ and HAL_LINES. */
+#include "board.h"
+
 #define HAL_FRAME_BYTES 1328u
 #define HAL_UART_RING 1024u
 

@@ -13,24 +13,25 @@
 #include "text.h"
 #include "upload.h"
 
-static void put_text(struct coap_answer *answer, const char *text)
-{
-    answer->count = (size_t)(text_put((char *)answer->bytes, text) - (char *)answer->bytes);
-}
-
 static void fail(struct coap_answer *answer, int status)
 {
+    static const uint8_t codes[] = {
+        [-STATUS_UNKNOWN] = COAP_NOT_FOUND,
+        [-STATUS_CORRUPT] = COAP_BAD_REQUEST,
+        [-STATUS_SIGNATURE] = COAP_UNAUTHORIZED,
+        [-STATUS_TOO_LARGE] = COAP_TOO_LARGE,
+        [-STATUS_DOWNGRADE] = COAP_CONFLICT,
+        [-STATUS_STATE] = COAP_CONFLICT,
+        [-STATUS_OFFSET] = COAP_INCOMPLETE,
+        [-STATUS_MALFORMED] = COAP_BAD_REQUEST,
+        [-STATUS_HARDWARE] = COAP_UNAVAILABLE,
+        [-STATUS_UNSUPPORTED] = COAP_BAD_REQUEST,
+    };
     char *at = text_number((char *)answer->bytes, status);
     *at++ = ' ';
     at = text_put(at, status_name(status));
     answer->count = (size_t)(at - (char *)answer->bytes);
-    answer->code = status == STATUS_SIGNATURE                                 ? COAP_UNAUTHORIZED
-                   : status == STATUS_UNKNOWN                                 ? COAP_NOT_FOUND
-                   : status == STATUS_TOO_LARGE                               ? COAP_TOO_LARGE
-                   : status == STATUS_STATE || status == STATUS_DOWNGRADE     ? COAP_CONFLICT
-                   : status == STATUS_OFFSET                                  ? COAP_INCOMPLETE
-                   : status == STATUS_HARDWARE                                ? COAP_UNAVAILABLE
-                                                                              : COAP_BAD_REQUEST;
+    answer->code = codes[-status];
 }
 
 /* `"name":` and a comma before all but the first. */
@@ -47,10 +48,7 @@ static char *key(char *at, const char *name)
 
 static char *number(char *at, const char *name, uint32_t value)
 {
-    at = key(at, name);
-    if (value > INT32_MAX)
-        return text_number(text_number(at, (int32_t)(value / 10)), (int32_t)(value % 10));
-    return text_number(at, (int32_t)value);
+    return text_unsigned(key(at, name), value);
 }
 
 /* Text of at most `most` bytes; what JSON would need to escape becomes a question mark. */
@@ -95,8 +93,11 @@ static char *start_json(struct coap_answer *answer)
 
 static void get_links(struct coap_answer *answer)
 {
-    put_text(answer, "</info>;ct=50,</temp>;obs;ct=0;rt=\"temperature\";u=\"Cel\",</gpio/0>;ct=0,</gpio/1>;ct=0,</gpio/2>;ct=0,"
-                     "</gpio/3>;ct=0,</infer>;ct=42,</model>;ct=50,</stats>;ct=50");
+    char *at = text_put((char *)answer->bytes, "</info>;ct=50,</temp>;obs;ct=0;rt=\"temperature\";u=\"Cel\"");
+    for (uint32_t line = 0; line < HAL_LINES; line++)
+        at = text_put(text_unsigned(text_put(at, ",</gpio/"), line), ">;ct=0");
+    at = text_put(at, ",</infer>;ct=42,</model>;ct=50,</stats>;ct=50");
+    answer->count = (size_t)(at - (char *)answer->bytes);
     answer->format = COAP_LINKS;
     answer->code = COAP_CONTENT;
 }

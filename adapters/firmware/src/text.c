@@ -8,7 +8,7 @@ char *text_put(char *at, const char *text)
     return at;
 }
 
-static char *unsigned_number(char *at, uint32_t value)
+char *text_unsigned(char *at, uint32_t value)
 {
     char digits[10];
     uint32_t count = 0;
@@ -24,7 +24,7 @@ char *text_number(char *at, int32_t value)
 {
     if (value < 0)
         *at++ = '-';
-    return unsigned_number(at, value < 0 ? 0u - (uint32_t)value : (uint32_t)value);
+    return text_unsigned(at, value < 0 ? 0u - (uint32_t)value : (uint32_t)value);
 }
 
 char *text_thousandths(char *at, int32_t value)
@@ -33,7 +33,7 @@ char *text_thousandths(char *at, int32_t value)
     uint32_t hundredths = (size + 5) / 10;
     if (value < 0 && hundredths > 0)
         *at++ = '-';
-    at = unsigned_number(at, hundredths / 100);
+    at = text_unsigned(at, hundredths / 100);
     *at++ = '.';
     *at++ = (char)('0' + hundredths / 10 % 10);
     *at++ = (char)('0' + hundredths % 10);

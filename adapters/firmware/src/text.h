@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 char *text_put(char *at, const char *text);
+char *text_unsigned(char *at, uint32_t value);
 char *text_number(char *at, int32_t value);
 /* Thousandths with two decimals: 25500 as 25.50. */
 char *text_thousandths(char *at, int32_t value);
