@@ -13,6 +13,7 @@ SUBCOMMANDS = {
     "quantize": "models.commands.quantize:QuantizeCommand",
     "train": "models.commands.train:TrainCommand",
     "score": "models.commands.score:ScoreCommand",
+    "export-c": "models.commands.export_c:ExportCommand",
     "add": "models.commands.store:AddCommand",
     "list": "models.commands.store:ListCommand",
     "remove": "models.commands.store:RemoveCommand",
@@ -23,7 +24,7 @@ SUBCOMMANDS = {
 class Command:
     """Dispatches to the subcommands."""
 
-    summary = "make, judge and keep models: train, quantize, score, inspect, probe, add, list"
+    summary = "make, judge and keep models: train, quantize, score, inspect, probe, export-c, add, list"
     example = "edge-runtime model train anomaly --data normal.csv --out pump-anomaly"
 
     def configure(self, parser: ArgumentParser) -> None:
