@@ -84,7 +84,7 @@ class MemoryOutbox:
 def until() -> Callable[[Callable[[], object]], object]:
     """`await until(condition)`: waits for it to hold, at most `limit_s`."""
 
-    async def wait(condition: Callable[[], object], limit_s: float = 20.0) -> None:
+    async def wait(condition: Callable[[], object], limit_s: float = 45.0) -> None:
         async with asyncio.timeout(limit_s):
             while not condition():
                 await asyncio.sleep(0.005)
