@@ -1,5 +1,5 @@
-"""`edge-runtime controller`: `init` makes a controller, `run` runs it, `approve` signs models offline; `sink` and `broker` are parts of it
-alone, to try things out."""
+"""`edge-runtime controller`: `init` makes a controller, `run` runs it, `approve` signs models offline, `keys` changes and renews keys;
+`sink` and `broker` are parts of it alone, to try things out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloud_sync.controller import approve
+from cloud_sync.controller import approve, keys
 from edge_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Command:
         run.add_argument("--no-broker", action="store_true", help="start no broker: it runs apart (controller broker --dir DIR)")
         run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: %(default)s")
         approve.configure(commands.add_parser("approve", help="sign models with the offline keys, so that they may be pushed"))
+        keys.configure(commands.add_parser("keys", help="signing keys: show, rotate, renew; take back the approval of models"))
         sink = commands.add_parser("sink", help="write every gateway's telemetry into a database", epilog=_SINK_EXAMPLE)
         _configure_sink(sink)
         broker = commands.add_parser("broker", help="run a broker on the loopback: mosquitto when it is installed, else the embedded one")
@@ -48,7 +49,13 @@ class Command:
 
     def run(self, args: Namespace) -> int:
         """`init` ends by itself, the others with SIGTERM or SIGINT."""
-        commands: dict[str, Callable[[Namespace], int]] = {"init": _init, "run": _run, "approve": approve.run, "broker": _broker}
+        commands: dict[str, Callable[[Namespace], int]] = {
+            "init": _init,
+            "run": _run,
+            "approve": approve.run,
+            "keys": keys.run,
+            "broker": _broker,
+        }
         return commands[args.controller_command](args) if args.controller_command in commands else asyncio.run(_sink(args))
 
 

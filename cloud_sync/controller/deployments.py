@@ -148,7 +148,7 @@ async def _newest(context: Context, connection: AsyncConnection, name: str, dige
     if row is None:
         return reported, False
     stands = row.digest == digest and row.phase not in ("reverted", "refused") and row.expires_wall_ns > context.now_ns()
-    return max(row.revision, reported), stands and reported <= row.revision
+    return max(row.revision, reported), stands and reported <= row.revision and row.revision >= context.repository.term[0]
 
 
 def reported_revision(state: str) -> int:

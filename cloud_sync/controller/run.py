@@ -18,12 +18,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from cloud_sync.controller.api.app import create_app
 from cloud_sync.controller.broker import BrokerProcess, controllers_broker
 from cloud_sync.controller.context import Context
 from cloud_sync.controller.engine import open_database
 from cloud_sync.controller.enrolment import publish_revocations
+from cloud_sync.controller.keys import SOON_NS
 from cloud_sync.controller.publisher import Publisher
+from cloud_sync.controller.resigning import resign
 from cloud_sync.controller.serving import server
 from cloud_sync.controller.settings import CONTROLLER, PUBLISHER, Settings, load
 from cloud_sync.controller.setup import open_authority
@@ -35,7 +39,9 @@ from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError, InputError, 
 
 _log = logging.getLogger(__name__)
 _DAY_S = 86_400.0
+_DAY_NS = 86_400 * 10**9
 _TIMESTAMP_S = 3600.0
+_REPOSITORY_LOOK_S = 1.0
 _BROKER_LOOK_S = 0.5
 _BROKER_RETRY_S = 2.0
 
@@ -68,6 +74,7 @@ class Parts:
         """Returns when `stopping` is set, everything ended. Raises what the first part that failed has raised."""
         api = server(create_app(self.context), self.settings)
         jobs = [self.sink.run(), self.publisher.run(), _keep_fresh(self.context, self.publisher), _announce(self.context)]
+        jobs.append(_follow_repository(self.context, self.publisher))
         if self.broker is not None:
             jobs.append(_keep_broker(self.broker))
         async with asyncio.TaskGroup() as tasks:
@@ -156,6 +163,29 @@ async def _keep_fresh(context: Context, publisher: Publisher) -> None:
     await asyncio.gather(
         _every(_TIMESTAMP_S, lambda: _refresh_timestamp(context, publisher)), _every(_DAY_S, lambda: _refresh_identity(context))
     )
+
+
+async def _follow_repository(context: Context, publisher: Publisher) -> None:
+    """Models are approved and keys are rotated by commands beside this process: gateways are told, deployments signed by the new key."""
+    seen: object = None
+    while True:
+        try:
+            state = await asyncio.to_thread(context.repository.state)
+            if state != seen:
+                await resign(context)
+                publisher.refreshed()
+                _warn_of_expiry(context)
+                seen = state
+        except (EdgeRuntimeError, SQLAlchemyError, OSError) as err:
+            _log.error("cannot follow the signed repository: %s", err)
+        await asyncio.sleep(_REPOSITORY_LOOK_S)
+
+
+def _warn_of_expiry(context: Context) -> None:
+    for role, expires in context.repository.expiries().items():
+        left_ns = expires - context.now_ns()
+        if role in ("root", "targets") and left_ns < SOON_NS:
+            _log.warning("metadata_due role=%s days=%.0f next=%r", role, left_ns / _DAY_NS, f"controller keys renew {role}")
 
 
 async def _refresh_timestamp(context: Context, publisher: Publisher) -> None:

@@ -126,6 +126,15 @@ class Repository:
         signed: list[Signed] = [now.root.signed, now.targets.signed, now.snapshot.signed, now.timestamp.signed]
         return {part.type: tuf_roles.expires_ns(part) for part in signed}
 
+    @property
+    def term(self) -> tuple[int, int]:
+        """First and last revision that the present director may sign."""
+        return self._current().revisions
+
+    def state(self) -> object:
+        """Compares equal for as long as nothing was published, by this process or another."""
+        return self._mark()
+
     def next_revision(self, newest: int) -> int:
         """The revision after `newest` that the present director may sign. Raises InputError when its term is used up."""
         first, last = self._current().revisions
