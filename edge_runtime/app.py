@@ -63,7 +63,8 @@ class Gateway:
         self._source = source
         self._config_dir = config_dir
         self._store_notices: deque[tuple[str, str]] = deque()
-        self.watch = Watch(self._totals, self.clock.monotonic_ns)
+        self.watch = Watch(self._totals, self.clock.monotonic_ns, lambda: self.loop.flow.canaries())
+        self._diverged: set[str] = set()
         self.updates = Updates(Slots(state_dir, disk), config, state_dir / "models", self.clock, self.watch, self._runtime())
         chosen = self.updates.choose()
         self._deployment, self._deployment_dir = chosen.deployment, chosen.directory
@@ -176,7 +177,10 @@ class Gateway:
     async def _enforce(self, deployment: Deployment, directory: Path, served: Served) -> Mapping[str, str]:
         """Puts loaded models and their deployment in force. Raises InputError and changes nothing; returns the pipelines refused."""
         async with self._changes:
+            results = self.loop.flow.canaries()
             refused = self._configure(deployment, served)
+            for figures in results:
+                self._notice("canary_result", figures.pipeline, str(figures))
             before, self._deployment, self._deployment_dir, self.served = self._deployment, deployment, directory, served
             await self._note_serving(before)
             self._want_channels()
@@ -327,7 +331,18 @@ class Gateway:
             self._notifier.alive()
             self._notifier.status(self._status.line())
             self.store.put("rules", self.loop.snapshot())
+            self._tell_divergence()
             await asyncio.sleep(interval_s)
+
+    def _tell_divergence(self) -> None:
+        """Once when a canary comes to differ by more than its limit, and once when it has come back below half of it."""
+        before, self._diverged = self._diverged, set()
+        for figures in self.loop.flow.canaries():
+            name, divergence = f"{figures.pipeline}/{figures.digest}", figures.divergence or 0.0
+            if divergence > figures.limit * (0.5 if name in before else 1.0) and figures.limit < 1:
+                self._diverged.add(name)
+            if (name in self._diverged) != (name in before):
+                self._notice("canary_diverged" if name in self._diverged else "canary_agrees", figures.pipeline, str(figures))
 
     async def _keep_reloading(self) -> None:
         """A deployment that does not load or fit changes nothing; the reason is logged and recorded."""

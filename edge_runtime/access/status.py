@@ -86,6 +86,7 @@ class StatusReport:
                 "served": {name: handle.digest for name, handle in gateway.served.handles.items()},
                 "refused": dict(gateway.served.refused),
             },
+            "canaries": [{**msgspec.to_builtins(figures), "summary": str(figures)} for figures in gateway.loop.flow.canaries()],
             "rules": {"active": sorted(gateway.loop.engine.active), "decisions": [d.id for d in self._decisions]},
         }
 

@@ -79,6 +79,8 @@ def _lines(status: dict[str, Any]) -> list[str]:
     for name, seen in status["pipelines"].items():
         what = seen.get("label") or seen.get("values")
         lines.append(f"pipeline  {name}: {what}  {seen.get('latency_ms', 0):.2f} ms, {seen['count']} inferences")
+    for canary in status["canaries"]:
+        lines.append(f"canary    {canary['pipeline']}: {canary['summary']}")
     for name, reason in status["models"]["refused"].items():
         lines.append(f"model     {name}: REFUSED {reason}")
     for name, actuator in status["actuators"].items():

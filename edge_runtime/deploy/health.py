@@ -8,6 +8,8 @@ drift     classifiers: half the summed difference of the label frequencies (tota
           few answers, above `max_drift`; other models: the share of answers farther outside the range before than that range is
           wide, or answers that no longer vary. Not judged where model, input and preprocessing are the same as before, where the
           classes are others, and with fewer than 20 answers on either side.
+canary    errors and, in shadow, a canary that most windows had to be denied for time; a divergence (`pipeline.canary`) above its
+          `max_divergence`. What a canary answers in a split is no part of the drift of the active model.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from edge_runtime.bus import Bus
 from edge_runtime.config.deployment import Deployment, HealthSpec
+from edge_runtime.pipeline.canary import CanaryFigures
 from edge_runtime.types import Decision, DecisionKind, Inference
 
 RECENT = 512  # answers of each pipeline that are compared
@@ -77,14 +80,18 @@ class Totals(msgspec.Struct, frozen=True):
 class _Pipeline:
     fingerprint: str
     classes: tuple[str, ...]
+    model: str
     labels: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))
     values: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
 
 class Watch:
-    """Listens to one deployment from `begin` on. `totals` reads the pipelines' counters; `now_ns` is monotonic."""
+    """Listens to one deployment from `begin` on. `totals` and `canaries` read the pipelines' counters; `now_ns` is monotonic."""
 
-    def __init__(self, totals: Callable[[], Totals], now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self, totals: Callable[[], Totals], now_ns: Callable[[], int], canaries: Callable[[], Sequence[CanaryFigures]] = tuple
+    ) -> None:
+        self.canaries = canaries
         self._totals = totals
         self._now_ns = now_ns
         self._pipelines: dict[str, _Pipeline] = {}
@@ -102,7 +109,7 @@ class Watch:
     def begin(self, deployment: Deployment, digests: Mapping[str, str], labels: Mapping[str, tuple[str, ...]]) -> None:
         """A deployment is in force from now on; `digests` and `labels` are those of its models, by name."""
         self._pipelines = {
-            name: _Pipeline(_fingerprint(deployment, name, digests.get(spec.model, "")), labels.get(spec.model, ()))
+            name: _Pipeline(_fingerprint(deployment, name, digests.get(spec.model, "")), labels.get(spec.model, ()), spec.model)
             for name, spec in deployment.pipelines.items()
             if spec.model is not None
         }
@@ -131,6 +138,7 @@ class Watch:
             or self._errors(spec, before, last)
             or self._latency(spec, last)
             or self._rules(before)
+            or next(filter(None, (_canary(figures, spec, last) for figures in self.canaries())), "")
             or next(filter(None, (self._drift(name, spec, before) for name in self._pipelines)), "")
         )
 
@@ -194,6 +202,8 @@ class Watch:
         if pipeline is None or not inference.values:
             return
         self._latencies.append(inference.latency_ns)
+        if inference.model != pipeline.model:
+            return
         if inference.label is not None:
             pipeline.labels.append(inference.label)
         else:
@@ -202,6 +212,24 @@ class Watch:
     def _on_decision(self, decision: Decision) -> None:
         if decision.kind is DecisionKind.FIRED:
             self._firings[decision.rule] += 1
+
+
+def _canary(figures: CanaryFigures, spec: HealthSpec, last: bool) -> str:
+    """Few comparisons scatter about the truth: the limit is raised by one standard deviation of theirs."""
+    who = f"models.{figures.model} of pipelines.{figures.pipeline}"
+    tried = figures.runs + figures.failures
+    enough = figures.failures >= MIN_FAILURES and (tried >= MIN_ANSWERS or last)
+    if enough and figures.failures / tried > spec.max_error_rate:
+        return f"errors: {who} failed on {figures.failures} of {tried} windows ({figures.error}); allowed are {spec.max_error_rate:.1%}"
+    if last and figures.skipped >= MIN_ANSWERS and figures.skipped > tried:
+        return f"latency: {who} was passed over on {figures.skipped} of {figures.skipped + tried} windows to keep within slo_ms"
+    if figures.divergence is None or figures.limit >= 1:
+        return ""
+    chance = math.sqrt(figures.limit * (1 - figures.limit) / figures.compared) if figures.compared else 0.0
+    if figures.divergence <= figures.limit + chance:
+        return ""
+    how = f"differs on {figures.differed} of {figures.compared} windows" if figures.compared else f"is {figures.divergence:.2f} apart"
+    return f"divergence: {who} {how} from the active model; max_divergence is {figures.limit:g}"
 
 
 def _label_drift(name: str, old: Answers, new: Answers, limit: float) -> str:

@@ -16,7 +16,7 @@ import msgspec
 from edge_runtime.config.deployment import Deployment
 from edge_runtime.config.gateway import GatewayFile
 from edge_runtime.config.load import parse_deployment
-from edge_runtime.config.references import resolve_model, with_canaries
+from edge_runtime.config.references import canary_host, declared_labels, manifest_of, resolve_model, with_canaries
 from edge_runtime.deploy.fit import available_mb, judge_fit
 from edge_runtime.deploy.slots import DOCUMENT, MAX_DOCUMENT_BYTES, digest_of
 from edge_runtime.errors import (
@@ -86,6 +86,7 @@ async def try_out(
     judge_fit(deployment, reports, available_mb())
     async with step_deadline("check", _CHECK_S):
         problems = await asyncio.to_thread(_check, desired.document, config, store, reports)
+        problems += await asyncio.to_thread(_check_canaries, deployment, store, reports)
     if problems:
         raise DeploymentRefused(DeploymentReason.INVALID, "; ".join(problems))
     return Tried(deployment, reports, keys)
@@ -105,6 +106,25 @@ def _check(document: bytes, config: GatewayFile, store: Path, reports: dict[str,
     from edge_runtime.config.check import check_tried
 
     return [str(problem) for problem in check_tried(document, DOCUMENT, config, store, reports) if problem.fatal]
+
+
+def _check_canaries(deployment: Deployment, store: Path, reports: dict[str, ProbeReport]) -> list[str]:
+    """A canary takes the windows of the pipelines that it stands in, and names what it sees as the active model does."""
+    from edge_runtime.config.trained import mismatches
+
+    problems, labels, specs = [], declared_labels(deployment, store, store), with_canaries(deployment)
+    for name in reports.keys() - deployment.models.keys():
+        active, manifest = canary_host(name), manifest_of(resolve_model(specs[name], store, store))
+        if set(labels[name]) != set(labels[active]):
+            expected = ", ".join(labels[active]) or "none"
+            problems.append(
+                f"models.{name}: its labels are {', '.join(labels[name]) or 'none'}; expected {expected}, as the active model's"
+            )
+        for pipeline, spec in deployment.pipelines.items():
+            if spec.model == active:
+                found = mismatches(spec, deployment.sensors, manifest, reports[name])
+                problems += [f"models.{name} in pipelines.{pipeline}: {each.message}" for each in found if each.fatal]
+    return problems
 
 
 async def _probe_all(deployment: Deployment, store: Path) -> tuple[dict[str, ProbeReport], tuple[str, ...]]:

@@ -321,6 +321,8 @@ class Updates:
         await self._commit_or_hold(moves.confirmed(self.state))
         self.running = Choice(GOOD, self.state.good, self.running.deployment, self.running.directory)
         self._tell("deployment_confirmed", str(revision), self.state.good.digest if self.state.good else "")
+        for figures in self._watch.canaries():
+            self._tell("canary_result", figures.pipeline, str(figures))
         await asyncio.to_thread(self.slots.sweep, self.state)
 
     def _enter_probation(self, served: Served) -> None:

@@ -47,6 +47,7 @@ class CanaryFigures(msgspec.Struct, frozen=True):
     limit: float  # `max_divergence`
     windows: int  # those that both could have had
     runs: int  # of the canary
+    compared: int  # of the latest windows, in shadow: those that both answered
     differed: int
     skipped: int  # passed over to keep within `slo_ms`
     failures: int
@@ -54,6 +55,17 @@ class CanaryFigures(msgspec.Struct, frozen=True):
     divergence: float | None
     distance: float | None
     p99_ms: float | None
+
+    def __str__(self) -> str:
+        part = "in shadow" if self.mode == "shadow" else f"on {self.percent:g}% of the windows"
+        apart = "too few windows to compare"
+        if self.divergence is not None:
+            apart = (
+                f"differs on {self.differed} of {self.compared} windows" if self.mode == "shadow" else f"divergence {self.divergence:.2f}"
+            )
+            apart += f" (limit {self.limit:g})"
+        slow = f", p99 {self.p99_ms:.2f} ms" if self.p99_ms is not None else ""
+        return f"{self.model} {part}: {apart}, {self.runs} runs{slow}, {self.skipped} passed over, {self.failures} failed"
 
 
 class Canary:
@@ -142,6 +154,7 @@ class Canary:
             self.spec.max_divergence,
             self._windows,
             self._runs,
+            len(pairs),
             differ,
             self._skipped,
             self._failures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from edge_runtime.bus import Bus
 from edge_runtime.clock import VirtualClock
 from edge_runtime.config.deployment import Deployment, HealthSpec, ModelSpec, PipelineSpec, SensorSpec, WindowSpec
 from edge_runtime.deploy.health import Totals, Vitals, Watch
+from edge_runtime.pipeline.canary import CanaryFigures
 from edge_runtime.types import Decision, DecisionKind, Inference
 
 SPEC = HealthSpec(max_p99_ms=50.0, max_error_rate=0.01)
@@ -26,7 +28,8 @@ class Observed:
         self.clock = VirtualClock()
         self.bus = Bus()
         self.totals = Totals()
-        self.watch = Watch(lambda: self.totals, self.clock.monotonic_ns)
+        self.canaries: list[CanaryFigures] = []
+        self.watch = Watch(lambda: self.totals, self.clock.monotonic_ns, lambda: self.canaries)
         self.watch.listen(self.bus)
         self.labels = tuple(labels)
         self.begin(digest)
@@ -172,8 +175,53 @@ def test_a_new_rule_that_flaps_is_a_fault() -> None:
     assert "rules: `new` fired 31 times" in seen.fault()
 
 
-def test_vitals_of_an_earlier_start_are_read_again() -> None:
-    import msgspec
+def canary(**known: object) -> CanaryFigures:
+    figures = CanaryFigures("p", "m@canary", "sha256:b", "shadow", 100.0, 0.3, 100, 100, 100, 0, 0, 0, "", 0.0, 0.0, 1.0)
+    return msgspec.structs.replace(figures, **known)
 
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"divergence": 0.5, "differed": 50}, "divergence: models.m@canary of pipelines.p differs on 50 of 100 windows from the active"),
+        ({"mode": "split", "compared": 0, "divergence": 0.5}, "divergence: models.m@canary of pipelines.p is 0.50 apart from the active"),
+        ({"failures": 3, "error": "device lost"}, "errors: models.m@canary of pipelines.p failed on 3 of 103 windows (device lost)"),
+        ({"runs": 10, "skipped": 90}, "latency: models.m@canary of pipelines.p was passed over on 90 of 100 windows to keep within slo_ms"),
+    ],
+)
+def test_a_canary_that_is_not_well_is_a_fault_with_its_reason(figures: dict[str, object], told: str) -> None:
+    seen = Observed()
+    seen.canaries = [canary(**figures)]
+    assert told in seen.fault(last=True)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {},
+        {"divergence": None, "compared": 5, "differed": 5},
+        {"divergence": 0.3, "differed": 30},
+        {"divergence": 0.35, "compared": 20, "differed": 7},  # a limit of 0.3 is well within what 20 windows can tell
+        {"divergence": 1.0, "limit": 1.0},
+        {"failures": 2},
+        {"failures": 1, "runs": 10_000},
+        {"runs": 60, "skipped": 40},
+    ],
+)
+def test_a_canary_that_is_well_enough_is_left_in_peace(figures: dict[str, object]) -> None:
+    seen = Observed()
+    seen.canaries = [canary(**figures)]
+    assert seen.fault(last=True) == ""
+
+
+def test_what_a_canary_answers_is_no_drift_of_the_active_model() -> None:
+    seen = Observed("sha256:b")
+    seen.answers(normal(5, 100))
+    for answer in ["fault"] * 400:
+        seen.bus.publish(Inference("p", "m@canary", "sha256:c", seen.clock.now(), 0, 7, (1.0,), answer, 1.0, 1))
+    assert seen.fault(baseline(normal(1, 200)), last=True) == ""
+
+
+def test_vitals_of_an_earlier_start_are_read_again() -> None:
     vitals = baseline(normal(3), more=lambda seen: seen.fires("r", 3))
     assert msgspec.json.decode(msgspec.json.encode(vitals), type=Vitals) == vitals
