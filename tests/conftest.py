@@ -1,4 +1,4 @@
-"""What suites of several packages share: the emulated node, and the option that points the adapter contract at real hardware."""
+"""What suites of several packages share: no deadlines for examples, the emulated node, the option for real hardware."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from adapters.firmware.build import MissingCompiler, find_compiler
 from adapters.firmware.emulator import Emulator
+
+settings.register_profile("no deadline", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("no deadline")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
