@@ -172,6 +172,12 @@ static int32_t nearest_share(float t, float factor, float sum)
                                      (uint64_t)below.significand << by);
 }
 
+/* The entry of the table for a value; of 8 bits also where a hostile layer writes over its own input. */
+static uint8_t below_top(int32_t top, int32_t value)
+{
+    return (uint8_t)(255 - (top - value));
+}
+
 static void softmax_row(const nn_context *at, const nn_layer *layer, const int8_t *in, int8_t *out)
 {
     const float *table = floats(at, layer->weights);
@@ -185,10 +191,10 @@ static void softmax_row(const nn_context *at, const nn_layer *layer, const int8_
         if (in[i] > top)
             top = in[i];
     for (uint32_t i = 0; i < n; i++)
-        sum += table[255 - (top - in[i])];
+        sum += table[below_top(top, in[i])];
     factor = 1.0f / (sum * scale);
     for (uint32_t i = 0; i < n; i++) {
-        float share = table[255 - (top - in[i])];
+        float share = table[below_top(top, in[i])];
         int32_t value = layer->variant == 0 ? nearest_share(share, scale, sum) : cut_float(share * factor + 0.5f);
         out[i] = nn_clamp(layer, value + layer->out_zero);
     }
