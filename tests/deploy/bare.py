@@ -1,7 +1,8 @@
 """Updates on a disk with a runtime that has no models and no hardware: for what only the disk can do wrong. As a program, it dies on order.
 
-`python -m tests.deploy.bare`: each line of stdin is JSON {"state", "revision", "text", "kill_at"}; a forked child applies the deployment
-and kills itself with SIGKILL at that step; the answer is {"status": wait status, "steps": how many it came to}.
+`python -m tests.deploy.bare`: each line of stdin is JSON {"state", "revision", "text", "kill_at", "revert"}; a forked child applies the
+deployment, takes it back if `revert` says so, and kills itself with SIGKILL at that step. The answer is {"status": wait status, "steps":
+how many it came to}.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from edge_runtime.deploy.disk import Disk
 from edge_runtime.deploy.health import Totals, Watch
 from edge_runtime.deploy.slots import Slots
 from edge_runtime.deploy.updates import Choice, Runtime, Updates
-from edge_runtime.errors import InputError
+from edge_runtime.errors import DeploymentReason, InputError
 from edge_runtime.serving import Served
 from edge_runtime.types import DesiredDeployment, ReportedDeployment
 
@@ -110,11 +111,16 @@ def _die(order: dict[str, object], pipe: int) -> None:
         bare = Bare(Path(str(order["state"])), Disk(told))
         await bare.start()
         await bare.apply(parse(int(str(order["revision"])), str(order["text"])))
+        if order["revert"]:
+            await bare.updates.revert(DeploymentReason.UNHEALTHY, "errors: every run failed")
 
     asyncio.run(main())
 
 
 def _serve() -> None:
+    import edge_runtime.config.check
+    import edge_runtime.serving  # noqa: F401 - once, and not in each child
+
     for line in sys.stdin:
         order = json.loads(line)
         reading, writing = os.pipe()

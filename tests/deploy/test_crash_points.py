@@ -46,12 +46,14 @@ class Killer:
         command = [sys.executable, "-m", "tests.deploy.bare"]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def apply(self, state_dir: Path, revision: int, flag: str, kill_at: int, probation_s: float = 0.0) -> tuple[bool, int]:
+    def apply(
+        self, state_dir: Path, revision: int, flag: str, kill_at: int, probation_s: float = 0.0, *, revert: bool = False
+    ) -> tuple[bool, int]:
         """Whether it was killed at that step, and how many steps it came to."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         text = offer(revision, flag, probation_s).document.decode()
-        order = {"state": str(state_dir), "revision": revision, "text": text, "kill_at": kill_at}
+        order = {"state": str(state_dir), "revision": revision, "text": text, "kill_at": kill_at, "revert": revert}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
@@ -118,6 +120,68 @@ async def test_a_kill_at_any_step_of_the_first_push_leaves_the_factory_or_the_ne
         await bare.start()
         assert flags(bare) in ({"factory"}, {"new"}), at
         assert (await bare.apply(offer(3, "later"))).phase is DeploymentPhase.CONFIRMED
+
+
+async def test_a_kill_at_any_step_of_a_revert_leaves_the_new_one_on_probation_or_the_old_one_and_its_quarantine(
+    tmp_path: Path, killer: Killer
+) -> None:
+    template = await settled(tmp_path / "template")
+    _, applied = killer.apply(shutil.copytree(template, tmp_path / "applied"), 2, "new", -1, 600.0)
+    _, steps = killer.apply(shutil.copytree(template, tmp_path / "whole"), 2, "new", -1, 600.0, revert=True)
+    assert steps > applied + 10
+    outcomes = []
+    for at in range(applied, steps):
+        state_dir = shutil.copytree(template, tmp_path / f"at{at}")
+        killed, _ = killer.apply(state_dir, 2, "new", at, 600.0, revert=True)
+        assert killed, at
+        bare = Bare(state_dir)
+        await bare.start()
+        report = bare.updates.reported()
+        outcomes.append(report.phase)
+        if report.phase is DeploymentPhase.PROBATION:
+            assert (flags(bare), bare.updates.probation()["starts"]) == ({"new"}, 1), at
+            continue
+        assert (report.phase, report.reason, flags(bare)) == (DeploymentPhase.REVERTED, DeploymentReason.UNHEALTHY, {"old"}), at
+        for revision in (2, 3):
+            with pytest.raises(DeploymentRefused) as refusal:
+                await bare.apply(offer(revision, "new", 600.0))
+            assert refusal.value.reason is DeploymentReason.QUARANTINED
+        assert (await bare.apply(offer(4, "later"))).phase is DeploymentPhase.CONFIRMED
+    assert outcomes == sorted(outcomes, key=lambda phase: phase is DeploymentPhase.REVERTED), "once it is taken back it stays so"
+    assert set(outcomes) == {DeploymentPhase.PROBATION, DeploymentPhase.REVERTED}
+
+
+async def test_a_disk_that_is_full_at_any_step_of_a_revert_does_not_keep_the_bad_one_in_force(tmp_path: Path) -> None:
+    template = await settled(tmp_path / "template")
+    left = [10**6]
+
+    def told(step: str, path: Path) -> None:
+        left[0] -= step.startswith("before:")
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for at in range(40):
+        state_dir = shutil.copytree(template, tmp_path / f"at{at}")
+        left[0] = 10**6
+        bare = Bare(state_dir, Disk(told))
+        await bare.start()
+        await bare.apply(offer(2, "new", 600.0))
+        left[0] = at
+        await bare.updates.revert(DeploymentReason.UNHEALTHY, "errors: every run failed")
+        report = bare.updates.reported()
+        assert (flags(bare), report.phase, report.reason) == ({"old"}, DeploymentPhase.REVERTED, "unhealthy"), at
+        finished = left[0] >= 0
+        left[0] = 10**6
+        await bare.updates.tick()
+        fresh = Bare(state_dir)
+        await fresh.start()
+        assert flags(fresh) == {"old"}, at
+        with pytest.raises(DeploymentRefused) as refusal:
+            await fresh.apply(offer(3, "new", 600.0))
+        assert refusal.value.reason is DeploymentReason.QUARANTINED
+        if finished:
+            return
+    raise AssertionError("the revert never came to its end")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
@@ -276,8 +340,8 @@ def _move_back(place: Path, before: bytes | None, goal: Path) -> None:
             goal.write_bytes(before)
 
 
-@pytest.mark.parametrize("flag", ["new", "old"])
-async def test_a_power_cut_after_any_step_leaves_a_whole_deployment(tmp_path: Path, flag: str) -> None:
+@pytest.mark.parametrize(("flag", "revert"), [("new", False), ("old", False), ("new", True)])
+async def test_a_power_cut_after_any_step_leaves_a_whole_deployment(tmp_path: Path, flag: str, revert: bool) -> None:
     template = await settled(tmp_path / "template")
     origin = shutil.copytree(template, tmp_path / "origin")
     disk = Recorded()
@@ -285,9 +349,13 @@ async def test_a_power_cut_after_any_step_leaves_a_whole_deployment(tmp_path: Pa
     await bare.start()
     await bare.apply(offer(2, flag, probation_s=5.0))
     told = len(disk.steps)
-    bare.clock.advance(6.0)
-    await bare.updates.tick()
-    assert bare.updates.reported().phase is DeploymentPhase.CONFIRMED
+    if revert:
+        await bare.updates.revert(DeploymentReason.UNHEALTHY, "errors: every run failed")
+    else:
+        bare.clock.advance(6.0)
+        await bare.updates.tick()
+        assert bare.updates.reported().phase is DeploymentPhase.CONFIRMED
+    done = len(disk.steps)
     assert len(disk.steps) > 20
     for cut in range(len(disk.steps) + 1):
         count = 0
@@ -299,6 +367,7 @@ async def test_a_power_cut_after_any_step_leaves_a_whole_deployment(tmp_path: Pa
             count = len(disk_after.names)
             fresh = Bare(played)
             await fresh.start()
-            assert flags(fresh) in (({flag},) if cut >= told else ({"old"}, {flag})), (cut, lost, disk.steps[cut - 1])
+            certain = {flag} if not revert and cut >= told else {"old"} if revert and cut == done else None
+            assert flags(fresh) in ((certain,) if certain else ({"old"}, {flag})), (cut, lost, disk.steps[cut - 1])
             assert (await fresh.apply(offer(3, "later"))).phase is DeploymentPhase.CONFIRMED
     assert {CURRENT, COPY} <= {path.name for path in (origin / FOLDER).iterdir()}
