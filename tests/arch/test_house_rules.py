@@ -29,6 +29,7 @@ CLIENTS = {
         "cloud_sync/controller/signing/repository.py",
     },
     "yaml": {"edge_runtime/config/positions.py"},
+    "pymodbus": {"adapters/modbus/bus.py"},
     "serial": {"adapters/serial_port.py"},
     "rich": {"edge_runtime/demo/view.py", "models/progress.py"},
     "sklearn": {"models/zoo/digits/data.py"},
