@@ -19,11 +19,12 @@ import msgspec
 
 from cloud_sync.backoff import full_jitter_s
 from cloud_sync.blobs import Puller
+from cloud_sync.downloads import Downloads
 from cloud_sync.identity import replace
 from cloud_sync.topics import GatewayTopics
-from cloud_sync.trust import MAX_MESSAGE_BYTES, Verified, Verifier
+from cloud_sync.trust import MAX_MESSAGE_BYTES, Artifact, Verified, Verifier
 from edge_runtime.clock import Clock
-from edge_runtime.errors import DeadlineExceeded, DeploymentReason, DeploymentRefused, EdgeRuntimeError, TransportError
+from edge_runtime.errors import DeadlineExceeded, DeploymentReason, DeploymentRefused, EdgeRuntimeError, InputError, TransportError
 from edge_runtime.ports import DeploymentHost, TransportSession
 from edge_runtime.types import DeploymentPhase
 
@@ -57,8 +58,10 @@ class SyncAgent:
         clock: Clock,
         report: Callable[[], None],
         *,
+        downloads: Downloads | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
+        self._downloads = downloads
         self._host = host
         self._verifier = verifier
         self._topics = topics
@@ -180,13 +183,27 @@ class SyncAgent:
             async with asyncio.timeout(_FETCH_S):
                 for artifact in verified.artifacts:
                     if not self._host.has_model(artifact.digest):
-                        path = await puller.fetch(artifact, self._folder / "fetching")
+                        path = await self._fetch(puller, artifact)
                         await self._host.install_model(path, artifact.digest)
                         path.unlink(missing_ok=True)
         except TimeoutError as err:
             raise DeadlineExceeded(f"the models did not come within {_FETCH_S / 3600:g} h") from err
         except FileNotFoundError as err:
             raise DeploymentRefused(DeploymentReason.MODEL_UNAVAILABLE, f"the controller has no {err}") from err
+
+    async def _fetch(self, puller: Puller, artifact: Artifact) -> Path:
+        """Over HTTPS where the controller's API is known; what fails there goes on over MQTT, from the blocks that are whole."""
+        folder = self._folder / "fetching"
+        if self._downloads is not None and self._downloads.open:
+            try:
+                return await self._downloads.fetch(artifact, folder)
+            except DeploymentRefused as err:
+                if err.reason is not DeploymentReason.MODEL_UNAVAILABLE:
+                    raise
+                _log.warning("download_over_mqtt name=%s reason=%r", artifact.name, str(err))
+            except (TransportError, DeadlineExceeded, InputError) as err:
+                _log.warning("download_over_mqtt name=%s reason=%r", artifact.name, str(err))
+        return await puller.fetch(artifact, folder)
 
     def _refuse(self, message: bytes, err: DeploymentRefused) -> None:
         self.refusals += 1

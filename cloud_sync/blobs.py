@@ -1,15 +1,12 @@
-"""Files pulled over MQTT in numbered pieces: what travels, and a download that survives a lost link, a kill and a restart.
+"""Files pulled over MQTT in numbered pieces: what travels, and a download that goes on where an earlier one ended (`partial`).
 
 The gateway asks for pieces (`up/blob/req`, QoS 0) and gets each in a message of its own (`dn/blob/{sid}`, QoS 0); what does not come is
-asked for again. A block of one MiB counts as fetched only when its signed hash agrees and it is on the disk, and only then is that noted:
-a download goes on from its whole blocks. Knows nothing of what the files mean; the declared size bounds everything.
+asked for again. Knows nothing of what the files mean; the declared size bounds everything.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,24 +14,18 @@ from typing import Annotated
 
 import msgspec
 
+from cloud_sync.partial import MIN_RATE, PIECE_BYTES, SLACK_S, PartialFile, count_pieces, piece_length, unavailable
 from cloud_sync.topics import GatewayTopics
 from cloud_sync.trust import Artifact, blob_limit
-from edge_runtime.errors import DeploymentReason, DeploymentRefused, InputError
+from edge_runtime.errors import InputError
 from edge_runtime.ports import TransportSession
 
 VERSION = 1
-PIECE_BYTES = 64 * 1024
-BLOCK_BYTES = 1024 * 1024
 MAX_PIECES = 64  # in one request
 MAX_REQUEST_BYTES = 1024
 WINDOW = 16
-_PER_BLOCK = BLOCK_BYTES // PIECE_BYTES
 _PATIENCE_S = 2.0
 _STALL_S = 30.0
-_SLACK_S = 60.0
-_MIN_RATE = 4096  # bytes a second, below which a source is given up
-_MAX_BAD = 5
-_SPARE_BYTES = 4 * 1024 * 1024
 
 Name = Annotated[str, msgspec.Meta(max_length=160)]
 Sid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8,32}$")]
@@ -106,7 +97,7 @@ class Puller:
         window: int = WINDOW,
         patience_s: float = _PATIENCE_S,
         stall_s: float = _STALL_S,
-        slack_s: float = _SLACK_S,
+        slack_s: float = SLACK_S,
         max_bytes_per_s: int = 0,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -141,7 +132,7 @@ class Puller:
 
         with _Stream(self, name) as stream:
             total = await stream.size(limit, take)
-            await stream.pull(set(range(_count(total))) - set(kept), total, take)
+            await stream.pull(set(range(count_pieces(total))) - set(kept), total, take)
         return b"".join(kept[number] for number in sorted(kept))
 
     async def fetch(self, artifact: Artifact, folder: Path) -> Path:
@@ -149,11 +140,14 @@ class Puller:
 
         Raises DeploymentRefused(MODEL_UNAVAILABLE | NO_SPACE), with what was fetched kept for the next time.
         """
-        with _Stream(self, artifact.name) as stream, _Part(artifact, folder) as part:
+
+        async def take(piece: Piece) -> None:
+            await part.take(piece.piece, piece.data)
+
+        with _Stream(self, artifact.name) as stream, PartialFile(artifact, folder) as part:
             while missing := part.missing():
-                await stream.pull(missing, artifact.size_bytes, part.take)
-                if part.bad > _MAX_BAD:
-                    raise unavailable(f"{artifact.name}: {part.bad} blocks came damaged; the controller's copy is not what was signed")
+                await stream.pull(missing, artifact.size_bytes, take)
+                part.check()
             return await part.finish()
 
 
@@ -194,7 +188,7 @@ class _Stream:
         """Every wanted piece once; asks again for what stays away. Raises DeploymentRefused when nothing comes any more."""
         loop = asyncio.get_running_loop()
         begun = moved = loop.time()
-        deadline = begun + self._puller._slack_s + len(wanted) * PIECE_BYTES / _MIN_RATE
+        deadline = begun + self._puller._slack_s + len(wanted) * PIECE_BYTES / MIN_RATE
         asked: dict[int, float] = {}
         while wanted:
             await self._ask(wanted, asked, loop.time())
@@ -207,7 +201,7 @@ class _Stream:
                 asked.clear()
                 continue
             self._refuse_error(piece)
-            if piece.piece not in wanted or piece.total_bytes != total or len(piece.data) != _length(piece.piece, total):
+            if piece.piece not in wanted or piece.total_bytes != total or len(piece.data) != piece_length(piece.piece, total):
                 self._puller.ignored += 1
                 continue
             await take(piece)
@@ -215,7 +209,7 @@ class _Stream:
             asked.pop(piece.piece, None)
             moved = loop.time()
             if moved > deadline:
-                raise unavailable(f"{self._name}: slower than {_MIN_RATE} bytes a second")
+                raise unavailable(f"{self._name}: slower than {MIN_RATE} bytes a second")
 
     async def _one(self, limit: int) -> Piece:
         for _ in range(max(1, round(self._puller._stall_s / self._puller._patience_s))):
@@ -227,7 +221,7 @@ class _Stream:
                         self._refuse_error(piece)
                         if piece.total_bytes > limit:
                             raise unavailable(f"{self._name}: {piece.total_bytes} bytes, at most {limit} are taken")
-                        if piece.piece == 0 and len(piece.data) == _length(0, piece.total_bytes):
+                        if piece.piece == 0 and len(piece.data) == piece_length(0, piece.total_bytes):
                             return piece
             except TimeoutError:
                 continue
@@ -253,106 +247,6 @@ class _Stream:
     def _refuse_error(self, piece: Piece) -> None:
         if piece.error:
             raise FileNotFoundError(f"{self._name}: {piece.error}")
-
-
-class _Part:
-    """A file on its way: `<name>.part` and beside it `<name>.map`, a byte for every block that is whole and on the disk."""
-
-    def __init__(self, artifact: Artifact, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._artifact = artifact
-        self._path = folder / artifact.name.replace("/", "-")
-        self._part = self._path.with_suffix(".part")
-        self._map = self._path.with_suffix(".map")
-        self._blocks = max(1, -(-artifact.size_bytes // BLOCK_BYTES))
-        self._whole = self._read_map()
-        self._open: dict[int, set[int]] = {}
-        self.bad = 0
-
-    def __enter__(self) -> _Part:
-        _require_room(self._part, self._artifact.size_bytes)
-        self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-    def missing(self) -> set[int]:
-        """Pieces of every block that is not whole."""
-        pieces = _count(self._artifact.size_bytes)
-        return {number for number in range(pieces) if not self._whole[number // _PER_BLOCK]}
-
-    async def take(self, piece: Piece) -> None:
-        """Writes one piece; with a block's last one the block is checked, and noted or asked for anew."""
-        try:
-            os.pwrite(self._file, piece.data, piece.piece * PIECE_BYTES)
-            block = piece.piece // _PER_BLOCK
-            have = self._open.setdefault(block, set())
-            have.add(piece.piece)
-            if len(have) == self._pieces_of(block):
-                del self._open[block]
-                await asyncio.to_thread(self._close_block, block)
-        except OSError as err:
-            raise DeploymentRefused(DeploymentReason.NO_SPACE, f"{self._part}: {err.strerror or err}") from err
-
-    async def finish(self) -> Path:
-        """The whole file in its place, once its digest agrees; else everything is fetched anew next time."""
-        return await asyncio.to_thread(self._finish)
-
-    def _finish(self) -> Path:
-        with self._part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._map.unlink(missing_ok=True)
-        if digest != self._artifact.sha256 or self._part.stat().st_size != self._artifact.size_bytes:
-            self._part.unlink()
-            raise unavailable(f"{self._artifact.name} is not what was signed; it is fetched again")
-        self._part.replace(self._path)
-        return self._path
-
-    def _close_block(self, block: int) -> None:
-        wanted = self._artifact.blocks
-        if block < len(wanted):
-            data = os.pread(self._file, BLOCK_BYTES, block * BLOCK_BYTES)
-            if hashlib.sha256(data).hexdigest() != wanted[block]:
-                self.bad += 1
-                return
-        os.fdatasync(self._file)
-        self._whole[block] = 1
-        self._map.write_bytes(self._artifact.sha256.encode() + bytes(self._whole))
-
-    def _read_map(self) -> bytearray:
-        """What an earlier attempt has fetched of the same file."""
-        try:
-            noted = self._map.read_bytes()
-        except OSError:
-            noted = b""
-        marks = noted.removeprefix(self._artifact.sha256.encode())
-        fits = len(marks) == self._blocks and noted != marks and self._part.exists()
-        return bytearray(marks) if fits else bytearray(self._blocks)
-
-    def _pieces_of(self, block: int) -> int:
-        return min(_PER_BLOCK, _count(self._artifact.size_bytes) - block * _PER_BLOCK)
-
-
-def unavailable(message: str) -> DeploymentRefused:
-    """A file that could not be had now; trying again later may help."""
-    return DeploymentRefused(DeploymentReason.MODEL_UNAVAILABLE, message)
-
-
-def _require_room(path: Path, size: int) -> None:
-    have = path.stat().st_blocks * 512 if path.exists() else 0
-    stat = os.statvfs(path.parent)
-    free = stat.f_bavail * stat.f_frsize
-    if size - have + _SPARE_BYTES > free:
-        raise DeploymentRefused(DeploymentReason.NO_SPACE, f"{path.parent}: {size} bytes are to come, {free} are free")
-
-
-def _count(total: int) -> int:
-    return max(1, -(-total // PIECE_BYTES))
-
-
-def _length(number: int, total: int) -> int:
-    return max(0, min(PIECE_BYTES, total - number * PIECE_BYTES))
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -87,11 +87,12 @@ def _open_agent(
     if host is None or settings.trust_root is None:
         return None
     from cloud_sync.agent import SyncAgent
+    from cloud_sync.downloads import open_downloads
     from cloud_sync.trust import Verifier
 
     folder = Path(settings.state_dir) / "sync"
     verifier = Verifier(folder / "trust", settings.tenant, settings.gateway, trust_root=Path(settings.trust_root))
-    return SyncAgent(host, verifier, topics, folder, clock, report)
+    return SyncAgent(host, verifier, topics, folder, clock, report, downloads=open_downloads(settings))
 
 
 def _merged(agent: SyncAgent, facts: Mapping[str, Any]) -> dict[str, Any]:

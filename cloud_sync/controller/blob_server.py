@@ -16,9 +16,10 @@ from collections.abc import Callable
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cloud_sync.blobs import PIECE_BYTES, VERSION, Piece, PieceRequest, decode_request, encode
+from cloud_sync.blobs import VERSION, Piece, PieceRequest, decode_request, encode
 from cloud_sync.controller.schema import documents
 from cloud_sync.controller.signing import Repository
+from cloud_sync.partial import PIECE_BYTES
 from cloud_sync.topics import GatewayTopics, parse_uplink
 from edge_runtime.errors import InputError, TransportError
 from edge_runtime.ports import TransportSession

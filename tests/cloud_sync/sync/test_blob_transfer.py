@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_sync.blobs import BLOCK_BYTES, PIECE_BYTES, VERSION, Piece, PieceRequest, Puller, decode_piece, decode_request, encode
+from cloud_sync.blobs import VERSION, Piece, PieceRequest, Puller, decode_piece, decode_request, encode
 from cloud_sync.controller.blob_server import BlobServer, Budget
 from cloud_sync.loopback import LoopbackBroker, LoopbackSession, LoopbackTransport
+from cloud_sync.partial import BLOCK_BYTES, PIECE_BYTES
 from cloud_sync.topics import GatewayTopics
 from cloud_sync.trust import Artifact
 from edge_runtime.errors import DeploymentReason, DeploymentRefused, InputError

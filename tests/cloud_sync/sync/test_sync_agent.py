@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, update
 
 from cloud_sync.agent import SyncAgent
 from cloud_sync.controller import audit
-from cloud_sync.controller.broker import BrokerProcess, find_mosquitto, start_broker
+from cloud_sync.controller.broker import BrokerProcess, find_mosquitto, free_port, start_broker
 from cloud_sync.controller.context import Context
 from cloud_sync.controller.deployments import offer
 from cloud_sync.controller.engine import Database, open_database
@@ -22,6 +22,8 @@ from cloud_sync.controller.publisher import Publisher
 from cloud_sync.controller.schema import audit as audit_rows
 from cloud_sync.controller.schema import desired, gateways
 from cloud_sync.controller.signing import Repository
+from cloud_sync.downloads import Downloads
+from cloud_sync.https import Place
 from cloud_sync.messages import encode_state
 from cloud_sync.mqtt import MqttOptions, open_transport
 from cloud_sync.topics import GatewayTopics
@@ -207,6 +209,20 @@ async def test_a_push_is_fetched_applied_and_known_to_be(plant: Field, tmp_path:
             return await plant.phase(revision) == "confirmed"
 
         await until(confirmed)
+
+
+@only_mosquitto
+async def test_a_model_that_https_does_not_give_comes_over_mqtt(plant: Field, tmp_path: Path) -> None:
+    bundle = read_bundle(ZOO)
+    archive.pack(bundle, tmp_path / "b.tar")
+    plant.context.repository.approve(tmp_path / "b.tar", plant.context.repository.offline_keys)
+    nowhere = Downloads(Place("localhost", free_port()), tmp_path / "ca.pem", tmp_path / "gw.pem", tmp_path / "gw.key")
+    plant.agent._downloads = nowhere
+    async with Serving(plant):
+        revision = await plant.push(f"schema: 1\nmodels: {{bearing: {{digest: '{bundle.digest}'}}}}\n")
+        await until(lambda: plant.host.applied == [revision])
+    assert plant.host.installed == {bundle.digest: (tmp_path / "b.tar").stat().st_size}
+    assert nowhere.received == 0
 
 
 @only_mosquitto
