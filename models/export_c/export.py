@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_runtime.bundle import find_model, verify
-from edge_runtime.errors import InputError, ModelRefused, RefusalReason
-from models.export_c import arena, blob
+from edge_runtime.errors import EdgeRuntimeError, InputError, ModelRefused, RefusalReason
+from models.export_c import arena, blob, limits
 from models.export_c.network import Network, Rounding
 from models.export_c.report import Report, report
 
 _NAME_BYTES = 16
+_CONTRADICTIONS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +51,31 @@ def pack(network: Network, rounding: Rounding, *, name: str, version: int, key: 
     """The blob of a network."""
     if not name.isascii() or not name:
         raise InputError(f"expected a model name of 1 to {_NAME_BYTES} ASCII characters, got {name!r}")
-    placed = arena.place(network)
-    written = blob.write(network, placed, rounding, name=name[:_NAME_BYTES], version=version, key=key)
+    with np.errstate(all="ignore"):
+        limits.require(network)
+        placed = arena.place(network)
+        written = blob.write(network, placed, rounding, name=name[:_NAME_BYTES], version=version, key=key)
     return Exported(written.data, network, report(network, written, placed, rounding, name[:_NAME_BYTES], version))
 
 
 def read(path: Path, rounding: Rounding) -> Network:
-    """A model file as a network, bounded and refused like every model that comes from outside."""
+    """A model file as a network, bounded and refused like every model that comes from outside.
+
+    A graph at odds with itself shows in many errors of its reader; all are one refusal here.
+    """
     from models.screening import screen
 
     screen(path, (".onnx", ".tflite"))
+    try:
+        with np.errstate(all="ignore"):
+            return _read(path, rounding)
+    except EdgeRuntimeError:
+        raise
+    except _CONTRADICTIONS as err:
+        raise ModelRefused(RefusalReason.UNREADABLE, f"{path.name} contradicts itself ({err}); copy or export it again") from err
+
+
+def _read(path: Path, rounding: Rounding) -> Network:
     if path.suffix.lower() == ".onnx":
         from models.export_c import from_onnx
 
