@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_runtime.bundle import Bundle
@@ -127,3 +129,21 @@ async def test_a_divergence_that_begins_after_the_confirmation_is_told_once(plan
         gateway._tell_divergence()
         assert len(plant.notices) == heard
         assert plant.heard("canary_diverged")[0].startswith("p: m@canary in shadow: differs on ")
+
+
+def test_a_replay_divides_the_windows_alike_every_time(tmp_path: Path, models: Models, capsys: pytest.CaptureFixture[str]) -> None:
+    active, better = models.sound(), models.sound("better", gain=40.0)
+    for bundle in (active, better):
+        bundle.folder.rename(tmp_path / bundle.digest.removeprefix("sha256:"))
+    rule = "rules: [{rule: high, when: 'p == \"high\"', then: {open: valve}}]\n"
+    (tmp_path / "deployment.yaml").write_text(beside(active, better, "mode: split, percent: 40") + rule)
+    times = np.arange(64 * 200) / 6400
+    np.savez(tmp_path / "run.npz", t=times, vibration=np.sin(2 * np.pi * 37 * times).astype(np.float32))
+    told = []
+    for name in ("one", "two"):
+        command = ["replay", str(tmp_path / "deployment.yaml"), "--data", str(tmp_path / "run.npz"), "--out", str(tmp_path / name)]
+        assert main(command) == 0
+        told.append((tmp_path / name).read_bytes())
+    assert told[0] == told[1]
+    assert active.digest.encode() in told[0]
+    assert better.digest.encode() in told[0]
