@@ -43,13 +43,15 @@ def test_model_tells_the_factory_one(uart: Uart) -> None:
     assert answer[18:] == (0, 0, 0)
 
 
-@pytest.mark.parametrize("celsius", [25.5, -12.345, 0.0, 127.9375, -55.0])
-def test_the_sensor_reads_what_is_set_outside_in_steps_of_a_sixteenth(node: Emulator, uart: Uart, celsius: float) -> None:
-    node.set_temperature(celsius)
-    number, _, milli, status, zero = struct.unpack("<IIib3s", uart.ok(0x04))
-    assert number > 0
-    assert abs(milli - celsius * 1000) < 63
-    assert (status, zero) == (0, b"\0\0\0")
+def test_the_sensor_reads_what_is_set_outside_in_steps_of_a_sixteenth(node: Emulator, uart: Uart) -> None:
+    last = 0
+    for celsius in (25.5, -12.345, 0.0, 127.9375, -55.0):
+        node.set_temperature(celsius)
+        number, _, milli, status, zero = struct.unpack("<IIib3s", uart.ok(0x04))
+        assert number > last
+        assert abs(milli - celsius * 1000) < 63
+        assert (status, zero) == (0, b"\0\0\0")
+        last = number
 
 
 def test_a_stream_comes_without_gaps_until_it_is_ended(fast_node: Emulator, fast_uart: Uart) -> None:
@@ -79,9 +81,9 @@ def test_inferences_are_streamed_when_the_window_is_full(fast_node: Emulator, fa
     assert len(last.payload) == 12 + count
 
 
-@pytest.mark.parametrize("payload", [b"", b"\1\0", struct.pack("<HB", 60001, 1), struct.pack("<HB", 10, 0), struct.pack("<HB", 10, 4)])
-def test_subscriptions_out_of_range_are_refused(uart: Uart, payload: bytes) -> None:
-    assert uart.ask(0x05, payload).status == MALFORMED
+def test_subscriptions_out_of_range_are_refused(uart: Uart) -> None:
+    for payload in (b"", b"\1\0", struct.pack("<HB", 60001, 1), struct.pack("<HB", 10, 0), struct.pack("<HB", 10, 4)):
+        assert uart.ask(0x05, payload).status == MALFORMED
 
 
 def test_infer_takes_an_input_or_the_nodes_own_window(node: Emulator, uart: Uart) -> None:
