@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ class Plant:
     folder: Path
     database: str = ""
     certificate_days: float = 7.0
+    grace_days: float = 30.0
     running: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def command(self, *arguments: str, code: int = 0) -> str:
@@ -63,7 +66,7 @@ class Plant:
         (self.folder / "controller/controller.yaml").write_text(
             "schema: 1\nnames: [localhost]\ndiscovery: false\n"
             f"api: {{host: 127.0.0.1, port: {free_port()}}}\nbroker: {{host: 127.0.0.1, port: {free_port()}}}\n"
-            f"certificates: {{days: {self.certificate_days}, grace_days: 30}}\n{database}"
+            f"certificates: {{days: {self.certificate_days}, grace_days: {self.grace_days}}}\n{database}"
         )
         made = self.ask("controller", "init", "--dir", self.controller)
         self.start_controller()
@@ -134,6 +137,46 @@ def _reap(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
+def age(plant: Plant, days: float) -> None:
+    """Everything at rest as it is after so many days: the gateway's certificate, the metadata on its disk, its deployment's expiry."""
+    from cryptography import x509
+
+    from cloud_sync.controller.authority import Authority
+
+    by = timedelta(days=days)
+    folder = plant.folder / "controller"
+    authority = Authority(folder / "ca/ca.pem", folder / "ca/ca.key")
+    certificate = plant.folder / "gateway/trust/gateway.pem"
+    key: Any = x509.load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    old = authority.issue("gw-1", key, datetime.now(UTC) - by, 7)
+    certificate.write_text(old.pem)
+    with contextlib.closing(sqlite3.connect(folder / "data/controller.db")) as database, database:
+        row = (old.serial, old.sha256, old.not_before_wall_ns, old.not_after_wall_ns, old.pem)
+        fields = "serial = ?, sha256 = ?, not_before_wall_ns = ?, not_after_wall_ns = ?, pem = ?"
+        assert database.execute(f"UPDATE certificates SET {fields} WHERE gateway = 'gw-1'", row).rowcount == 1
+        database.execute("UPDATE desired SET expires_wall_ns = expires_wall_ns - ?", (int(days * 86_400e9),))
+    _age_metadata(plant.folder / "state/sync/trust/metadata", folder, by)
+
+
+def _age_metadata(kept: Path, controller: Path, by: timedelta) -> None:
+    from tuf.api.metadata import Metadata, MetaFile
+
+    from cloud_sync.controller.signing import KeyRing
+
+    root: Any = Metadata.from_file(str(controller / "repository/metadata/root.json")).signed
+    snapshot: Any = Metadata.from_file(str(kept / "snapshot.json"))
+    timestamp: Any = Metadata.from_file(str(kept / "timestamp.json"))
+    for metadata in (snapshot, timestamp):
+        metadata.signed.expires -= by
+        metadata.signatures.clear()
+        for signer in KeyRing(controller / "keys/online").need(metadata.signed.type, root.roles[metadata.signed.type].keyids, 1):
+            metadata.sign(signer, append=True)
+        (kept / f"{metadata.signed.type}.json").write_bytes(metadata.to_bytes())
+        timestamp.signed.snapshot_meta = MetaFile.from_data(snapshot.signed.version, snapshot.to_bytes(), ["sha256"])
+    assert timestamp.signed.is_expired()
+    assert snapshot.signed.is_expired()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def plant(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Plant]:
     if find_mosquitto() is None:
@@ -193,3 +236,62 @@ def test_a_gateway_away_beyond_its_certificate_decides_on_returns_renews_and_rec
     plant.until(lambda: certificate.read_bytes() != noted)
     assert plant.push(2)[0]["phase"] == "confirmed"
     plant.until(lambda: plant.status()["ledger"]["pending"] < 40)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("plant", ["sqlite"], indirect=True)
+def test_90_days_away_with_certificate_and_metadata_expired(plant: Plant) -> None:
+    """It decides on, starts without the network, comes back, renews, reads fresh metadata, takes what is new and gives up its backlog."""
+    plant.grace_days = 365
+    plant.set_up()
+    plant.start_gateway()
+    assert plant.push(1)[0]["phase"] == "confirmed"
+    plant.stop("controller", signal.SIGKILL)
+    before = plant.status()["ledger"]["pending"]
+    plant.until(lambda: plant.status()["ledger"]["pending"] > before + 40)
+    plant.stop("gateway", signal.SIGKILL)
+    age(plant, days=90)
+    certificate = plant.folder / "gateway/trust/gateway.pem"
+    expired = certificate.read_bytes()
+    plant.start_gateway()
+    plant.until(lambda: plant.status().get("deployment", {}).get("running_revision") == 1)
+    before = plant.status()["ledger"]["pending"]
+    plant.until(lambda: plant.status()["ledger"]["pending"] > before + 40)
+    assert certificate.read_bytes() == expired
+
+    plant.start_controller()
+    plant.until(lambda: certificate.read_bytes() != expired)
+    assert [(row["revision"], row["phase"]) for row in plant.push(2)] == [(2, "confirmed")]
+    plant.until(lambda: plant.status()["ledger"]["pending"] < 40)
+    plant.stop("gateway")
+    ledger = read_ledger(plant.folder / "state").as_dict()
+    accounts = plant.ask("fleet", "show", "gw-1")["accounts"]
+    assert ledger["offered"] == ledger["delivered"] + ledger["pending"]
+    assert not ledger["dropped"]
+    assert accounts["rows"] == ledger["delivered"]
+    assert accounts["holes"] <= ledger["pending"]
+    boots = _boots(plant.folder / "controller/data/controller.db")
+    assert len(boots) == 2
+    assert boots == sorted(boots, key=lambda boot: boot[1]) == sorted(boots, key=lambda boot: boot[2])
+
+
+def _boots(path: Path) -> list[tuple[int, int, int]]:
+    """By when each boot's first record was made: that time, and when the first and the last of its records came."""
+    query = "SELECT min(wall_ns), min(received_wall_ns), max(received_wall_ns) FROM records WHERE gateway = 'gw-1' GROUP BY boot"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return sorted(database.execute(query).fetchall())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("plant", ["sqlite"], indirect=True)
+def test_a_running_fleet_follows_the_rotation_of_its_directors_key(plant: Plant) -> None:
+    plant.set_up()
+    plant.start_gateway()
+    assert plant.push(1)[0]["phase"] == "confirmed"
+    first = json.loads(plant.command("controller", "keys", "rotate", "director", "--dir", plant.controller, "--json"))["director"]
+    plant.until(lambda: plant.status().get("deployment", {}).get("running_revision") == first["first_revision"])
+    newest = plant.ask("fleet", "show", "gw-1")["deployments"][0]
+    assert newest["revision"] == first["first_revision"]
+    assert plant.push(2)[0]["phase"] == "confirmed"
