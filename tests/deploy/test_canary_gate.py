@@ -40,7 +40,7 @@ async def test_a_canary_in_shadow_that_agrees_is_confirmed_and_measured(
         assert await asyncio.to_thread(main, ["status", "--state", str(plant.state_dir)]) == 0
         [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("canary")]
         assert line.startswith("canary    p: m@canary in shadow: differs on 0 of ")
-        [result] = plant.heard("canary_result")
+        result = (await until(lambda: plant.heard("canary_result")))[0]
         assert result.startswith("p: m@canary in shadow: differs on 0 of ")
         await gateway.apply(desired(2, document(better), better))
         assert gateway.loop.flow.canaries() == []
@@ -61,9 +61,7 @@ async def test_a_canary_that_misbehaves_is_taken_back_and_no_window_goes_without
     plant: Plant, models: Models, bad: str, spec: str, told: str
 ) -> None:
     active, wrong = models.sound(), getattr(models, bad)()
-    seen: list[Inference] = []
     async with plant.running() as gateway:
-        gateway.loop.bus.subscribe(Inference, seen.append)
         for bundle in (active, wrong):
             await plant.install(gateway, bundle)
         await gateway.apply(desired(1, document(active), active))
@@ -74,8 +72,9 @@ async def test_a_canary_that_misbehaves_is_taken_back_and_no_window_goes_without
         assert told in report.message
         assert told in plant.heard("deployment_reverted")[0]
         assert plant.heard("canary_result")
-        assert gateway.loop.flow.counters.errors == 0
-        assert [inference for inference in seen if not inference.values and inference.at.mono_ns > seen[0].at.mono_ns] == []
+        counters = gateway.loop.flow.counters
+        assert counters.errors == 0
+        assert counters.unknown <= sum(counters.lost.values())  # a machine under load loses samples, never answers
         with pytest.raises(DeploymentRefused) as refusal:
             await gateway.apply(desired(3, beside(active, wrong, spec), active, wrong))
         assert refusal.value.reason is DeploymentReason.QUARANTINED
