@@ -12,7 +12,7 @@ from unittest import SkipTest
 import numpy as np
 import pytest
 
-from adapters import coap, linux, microcontroller, raspberry_pi, replay, simulated
+from adapters import coap, linux, meters, microcontroller, modbus, raspberry_pi, replay, simulated
 from adapters.simulated import Options, SimulatedAdapter
 from edge_runtime.clock import SystemClock
 from edge_runtime.errors import AdapterError, InputError
@@ -96,7 +96,9 @@ class TestLinuxHere(AdapterContract):
 UNDER_CONTRACT = {
     "coap": coap.open_adapter,  # test_node_adapters.py
     "linux": linux.open_adapter,
+    "meter": meters.open_adapter,  # tests/adapters/meters
     "microcontroller": microcontroller.open_adapter,  # test_node_adapters.py
+    "modbus": modbus.open_adapter,  # tests/adapters/modbus
     "raspberry_pi": raspberry_pi.open_adapter,
     "replay": replay.open_adapter,
     "simulated": simulated.open_adapter,
