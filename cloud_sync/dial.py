@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from pathlib import Path
@@ -102,7 +103,7 @@ class BufferedSocket:
         self._max_bytes = max_bytes
         self._ahead = b""
         self._at = 0
-        self.send = sock.send
+        self.alert = ""  # why the other side ended TLS, in its words: `certificate expired`
         self.fileno = sock.fileno
         self.close = sock.close
         self.setblocking = sock.setblocking
@@ -117,7 +118,28 @@ class BufferedSocket:
         if size > self._max_bytes:
             raise ConnectionError(f"a packet of {size} bytes is over the limit of {self._max_bytes}")
         if self._at >= len(self._ahead):
-            self._ahead, self._at = self._sock.recv(_READ_BYTES), 0
+            self._ahead, self._at = self._receive(), 0
         start = self._at
         self._at = min(start + size, len(self._ahead))
         return self._ahead[start : self._at]
+
+    def send(self, data: bytes) -> int:
+        """Bytes taken. A connection that was ended is asked for the alert that came before the end."""
+        try:
+            return self._sock.send(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._receive()
+            raise
+
+    def _receive(self) -> bytes:
+        try:
+            return self._sock.recv(_READ_BYTES)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as err:
+            if "ALERT" in (err.reason or ""):
+                self.alert = str(err.reason).rpartition("ALERT_")[2].replace("_", " ").lower()
+            raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cloud_sync.mqtt import MqttOptions, open_transport
-from cloud_sync.renewal import open_renewer
+from cloud_sync.renewal import Renewer, open_renewer
 from cloud_sync.session import Uplink, UplinkSettings
 from cloud_sync.topics import GatewayTopics
 from edge_runtime.clock import Clock
@@ -62,12 +62,19 @@ def mqtt_uplink(
         version=settings.version,
         state=state if agent is None else lambda: _merged(agent, state()),
         on_link=on_link,
+        on_failure=lambda reason: _ask_when_refused(renewer, reason),
         settings=limits,
         companions=() if agent is None else (agent.serve,),
         beside=() if renewer is None else (renewer.run,),
     )
     reporter.uplink = uplink
     return uplink
+
+
+def _ask_when_refused(renewer: Renewer | None, reason: str) -> None:
+    """A broker that does not take the certificate is a reason to ask for another, whatever this machine's clock says of it."""
+    if renewer is not None and "certificate" in reason:
+        renewer.poke()
 
 
 class _Reporter:

@@ -328,6 +328,8 @@ class MqttSession:
     def _end(self, reason: str) -> None:
         if self._closed.done():
             return
+        if self._sock.alert:
+            reason = f"{reason}; the broker ended TLS: {self._sock.alert}"
         self._closed.set_result(reason)
         if self._tick is not None:
             self._tick.cancel()

@@ -27,6 +27,7 @@ DUE = 2 / 3
 _SPREAD = 1 / 12
 _RETRY_BASE_S, _RETRY_MAX_S = 15.0, 900.0
 _REFUSED_RETRY_S = 3600.0
+_POKED_S = 5.0
 _LOOK_S = 900.0  # the wall clock may jump, and the machine may sleep
 _HOLD_OFF_S, _HOLD_OFF_BLIND_S = 3600.0, 6 * 3600.0
 
@@ -48,6 +49,7 @@ class Renewer:
         self._share = DUE + _SPREAD * draw()
         self._poked = asyncio.Event()
         self._failures = 0
+        self._unreached = False
         self.renewals = 0
         self.problem: str | None = None
 
@@ -62,7 +64,15 @@ class Renewer:
                 if not self._poked.is_set():
                     continue
             self._poked.clear()
-            await asyncio.sleep(await self._attempt())
+            await self._pause(await self._attempt())
+
+    async def _pause(self, seconds: float) -> None:
+        """After a controller that was not reached a poke ends the pause: the broker is there again, and does not take the certificate."""
+        await asyncio.sleep(min(seconds, _POKED_S) if self._unreached else seconds)
+        if self._unreached and seconds > _POKED_S:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds - _POKED_S):
+                    await self._poked.wait()
 
     def poke(self) -> None:
         """Says that the broker is not reached: maybe this clock is wrong, and the certificate has expired. Asks soon, and not often."""
@@ -96,6 +106,7 @@ class Renewer:
 
     async def _attempt(self) -> float:
         """Seconds to wait before anything else is tried."""
+        self._unreached = False
         try:
             validity = await self.renew()
         except RenewalRefused as err:
@@ -103,6 +114,7 @@ class Renewer:
             return _REFUSED_RETRY_S * (0.5 + self._draw())
         except (TransportError, DeadlineExceeded, InputError, OSError) as err:
             self._fail(err)
+            self._unreached = True
             return full_jitter_s(self._failures - 1, _RETRY_BASE_S, _RETRY_MAX_S, self._draw) + 1.0
         self._failures, self.problem = 0, None
         self.renewals += 1

@@ -89,6 +89,7 @@ class Uplink:
         version: str = "",
         state: Callable[[], Mapping[str, Any]] = dict,
         on_link: Callable[[bool, str], None] = lambda up, detail: None,
+        on_failure: Callable[[str], None] = lambda reason: None,
         on_command: MessageHandler | None = None,
         companions: Sequence[Companion] = (),
         beside: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
@@ -108,6 +109,7 @@ class Uplink:
         self._version = version
         self._state = state
         self._on_link = on_link
+        self._on_failure = on_failure
         self._on_command = on_command
         self._companions = companions
         self._beside = beside
@@ -171,6 +173,7 @@ class Uplink:
                 self._counters.connect_failures += 1
                 reason = str(err)
             self._link(False, reason)
+            self._on_failure(reason)
             await self._sleep(full_jitter_s(attempt, self.settings.reconnect_base_s, self.settings.reconnect_max_s, self._draw))
             attempt += 1
 

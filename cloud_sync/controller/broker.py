@@ -8,8 +8,10 @@ both. The only module that imports amqtt: `python -m cloud_sync.controller.broke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _START_S = 15.0
 _STOP_S = 5.0
+_OPEN_FILES = 65_536
 _SERVER_PORTS = (15_000, 32_000)
 _given: set[int] = set()
 
@@ -75,6 +78,7 @@ class BrokerProcess:
     def start(self) -> None:
         """Returns when it accepts connections. Raises TransportError with the end of its log."""
         with self.log.open("ab") as log:
+            _raise_open_files()
             self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + _START_S
         while not _accepts(self.port):
@@ -176,6 +180,15 @@ def free_port() -> int:
             continue
         _given.add(port)
         return port
+
+
+def _raise_open_files() -> None:
+    """As many as this user may have: every connection of a broker is one, and it inherits the limit. It never goes down."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _accepts(port: int) -> bool:

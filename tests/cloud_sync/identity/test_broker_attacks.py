@@ -132,8 +132,12 @@ async def test_a_certificate_of_another_authority_is_refused(broker: Any, other_
 
 async def test_an_expired_certificate_is_refused(broker: Any) -> None:
     broker.certificate("late", days=-0.5)
-    with pytest.raises(TransportError):
-        await broker.connect("late")
+    said: list[str] = []
+    while not any("certificate expired" in text for text in said):  # a reset may outrun the broker's word
+        assert len(said) < 20, said
+        with pytest.raises(TransportError) as refused:
+            await broker.connect("late")
+        said.append(str(refused.value))
 
 
 def test_a_gateways_certificate_does_not_pass_as_the_brokers(broker: Any) -> None:

@@ -19,10 +19,11 @@ from sqlalchemy import select
 from cloud_sync.controller import enrolment
 from cloud_sync.controller.authority import Authority
 from cloud_sync.controller.schema import audit as audit_table
+from cloud_sync.gateway import mqtt_uplink
 from cloud_sync.identity import Validity, parse_validity, read_validity
 from cloud_sync.join import request_for
 from cloud_sync.renewal import RenewalRefused, Renewer, open_renewer
-from edge_runtime.clock import VirtualClock
+from edge_runtime.clock import BUILD_WALL_NS, VirtualClock
 from edge_runtime.errors import InputError, TransportError
 from edge_runtime.types import LinkSettings
 
@@ -105,6 +106,36 @@ async def test_a_broker_that_is_not_reached_is_a_reason_to_ask(controller: Any, 
     background(keeping.run())
     keeping.poke()
     await until(lambda: keeping.renewals == 1)
+
+
+async def test_a_gateway_whose_broker_refuses_its_certificate_asks_at_once(
+    controller: Any, controller_broker: Any, background: Callable[..., Any], until: Until, memory_outbox: Any
+) -> None:
+    """Its clock stands where the certificate is young, so nothing else would make it ask."""
+    await controller.join("gw-1")
+    await _age(controller, "gw-1", timedelta(days=20))
+    mine, settings = controller.identity("gw-1"), controller.settings
+    young = parse_validity(mine.cert.read_text()).not_before_ns + 86_400 * 10**9
+    broker, place = settings.broker.port, controller.place.url
+    link = LinkSettings(
+        host="localhost",
+        port=broker,
+        tenant="acme",
+        gateway="gw-1",
+        boot="b",
+        version="1",
+        ca=str(settings.ca),
+        cert=str(mine.cert),
+        key=str(mine.key),
+        controller_url=place,
+        controller_ca=str(settings.ca),
+        reconnect_max_s=0.5,
+    )
+    clock = VirtualClock(max(young, BUILD_WALL_NS))
+    uplink = mqtt_uplink(link, memory_outbox, clock, dict, lambda up, detail: None)
+    background(uplink.run())
+    await until(lambda: uplink.up)
+    assert parse_validity(mine.cert.read_text()).not_before_ns > young
 
 
 async def test_the_grace_period_ends(controller: Any) -> None:
