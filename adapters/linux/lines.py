@@ -25,6 +25,8 @@ from edge_runtime.types import ChannelInfo, ChannelKind, Sample
 
 STATES = ("off", "on")
 LONGEST_DEBOUNCE_MS = 60_000.0
+CONSUMER = "edge-"
+"""What the kernel lists as the holder begins with; it names interrupts by it, so it holds no slash."""
 
 _PREFIX = "gpio/"
 _CHIP = re.compile(r"gpiochip\d+")
@@ -275,7 +277,7 @@ class Lines:
         self._places[channel] = place
         try:
             before = line_state(place.chip.path, place.offset, self._ioctl)
-            line = Line(place.chip.path, place.offset, channel, self._ioctl)
+            line = Line(place.chip.path, place.offset, f"{CONSUMER}{channel.removeprefix(_PREFIX)}", self._ioctl)
         except OSError as err:
             raise self._refusal(channel, spec, place, err) from err
         try:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from adapters.linux import LinuxAdapter, open_adapter
-from adapters.linux.gpio_uapi import Flag
+from adapters.linux.gpio_uapi import Flag, line_state
 from edge_runtime.clock import Clock, SystemClock, VirtualClock
 from edge_runtime.errors import AdapterDisconnected, AdapterError, InputError
 from edge_runtime.testing.adapter_contract import AdapterContract, MakeAdapter
@@ -77,6 +77,12 @@ async def test_lines_become_channels_of_their_kind(bench: Bench) -> None:
         ]
         assert bench.kernel.flags(bench.soc, 5) == Flag.INPUT | Flag.ACTIVE_LOW | Flag.BIAS_PULL_UP
         assert bench.kernel.debounce_us(bench.soc, 5) == 5000
+
+
+async def test_the_kernel_lists_the_holder_by_a_name_without_slashes(bench: Bench) -> None:
+    """It makes a folder of that name for the interrupt of an input that is watched."""
+    async with bench.opened(door=DOOR):
+        assert line_state(str(bench.soc), 5, bench.kernel.ioctl).consumer == "edge-door"
 
 
 async def test_a_level_is_read_when_asked(bench: Bench) -> None:
