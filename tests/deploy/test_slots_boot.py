@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,11 @@ from edge_runtime.deploy.state import State, seal, unseal
 from edge_runtime.errors import ConfigError, DeploymentReason, DeploymentRefused, Problem
 from edge_runtime.types import DeploymentPhase
 from tests.deploy.bare import Bare, flags, offer
+
+
+@pytest.fixture
+def tmp_path(in_memory: Path) -> Path:
+    return in_memory
 
 
 async def pushed(folder: Path, *, probation_s: float = 600.0) -> Bare:
@@ -180,9 +187,12 @@ async def test_a_factory_file_that_does_not_load_matters_only_where_it_is_all_th
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_no_damage_to_the_files_stops_a_start(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    folder = tmp_path_factory.mktemp("damaged")
-    await pushed(folder)
+async def test_no_damage_to_the_files_stops_a_start(tmp_path: Path, data: st.DataObject) -> None:
+    template = tmp_path / "template"
+    if not template.exists():
+        await pushed(template)
+    folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "damaged"
+    shutil.copytree(template, folder)
     files = sorted(path for path in (folder / FOLDER).rglob("*") if path.is_file())
     for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=4, unique=True)):
         whole = path.read_bytes()
