@@ -136,8 +136,10 @@ void hal_idle(uint32_t ticks)
     TIMER_LOAD = ticks;
     TIMER_CTL = 1;
     irq_off();
-    if (!uart_waiting() && !ethernet_waiting())
+    if (!uart_waiting() && !ethernet_waiting()) {
+        ethernet_listen();
         __asm__ volatile("wfi" ::: "memory");
+    }
     irq_on();
     TIMER_CTL = 0;
 }

@@ -29,6 +29,12 @@ int ethernet_waiting(void)
     return (NP & 0x3fu) != 0;
 }
 
+/* Just before a sleep: an interrupt for a frame that was taken already only ends one sleep too many, never leaves it deaf. */
+void ethernet_listen(void)
+{
+    IM = RX_INTERRUPT;
+}
+
 void hal_net_start(const uint8_t mac[6])
 {
     IA0 = mac[0] | (uint32_t)mac[1] << 8 | (uint32_t)mac[2] << 16 | (uint32_t)mac[3] << 24;
@@ -45,10 +51,8 @@ void hal_net_start(const uint8_t mac[6])
 size_t hal_net_receive(uint8_t frame[HAL_FRAME_BYTES])
 {
     uint32_t word, stored, length;
-    if (!ethernet_waiting()) {
-        IM = RX_INTERRUPT;
+    if (!ethernet_waiting())
         return 0;
-    }
     word = DATA;
     stored = word & 0xffffu;
     length = stored > LENGTH_AND_CRC ? stored - LENGTH_AND_CRC : 0;

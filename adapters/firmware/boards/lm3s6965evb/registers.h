@@ -67,5 +67,6 @@ void i2c_start(void);
 void gpio_start(void);
 void ethernet_interrupt(void);
 int ethernet_waiting(void);
+void ethernet_listen(void);
 
 #endif
