@@ -59,6 +59,7 @@ class Bus:
 
     async def open(self, timeout_s: float) -> None:
         """Raises AdapterDisconnected when the line cannot be reached, MissingDependency."""
+        await asyncio.to_thread(_import_library)
         client = _client(self.line, timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
@@ -166,13 +167,19 @@ def check_port(line: Line, name: str) -> None:
         )
 
 
-def _client(line: Line, timeout_s: float) -> Any:
-    """Made by pymodbus: without retries and without reconnecting by itself."""
+def _import_library() -> None:
+    """In a thread: importing it takes longer than the event loop may stand still."""
     try:
-        from pymodbus import FramerType
-        from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
+        import pymodbus.client  # noqa: F401
     except ImportError as err:
         raise MissingDependency("pymodbus", "modbus") from err
+
+
+def _client(line: Line, timeout_s: float) -> Any:
+    """Made by pymodbus: without retries and without reconnecting by itself."""
+    from pymodbus import FramerType
+    from pymodbus.client import AsyncModbusSerialClient, AsyncModbusTcpClient
+
     logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)  # what fails is told by exceptions, once
     scheme, found, rest = line.port.partition("://")
     client: Any
