@@ -113,7 +113,7 @@ async def test_a_gateway_whose_broker_refuses_its_certificate_asks_at_once(
 ) -> None:
     """Its clock stands where the certificate is young, so nothing else would make it ask."""
     await controller.join("gw-1")
-    await _age(controller, "gw-1", timedelta(days=20))
+    await _age(controller, "gw-1", timedelta(days=7, hours=1))
     mine, settings = controller.identity("gw-1"), controller.settings
     young = parse_validity(mine.cert.read_text()).not_before_ns + 86_400 * 10**9
     broker, place = settings.broker.port, controller.place.url
