@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -89,7 +89,7 @@ class PostgresWriter:
         transaction = self._run(self._begin())
         try:
             yield
-            self._run(transaction.commit())
+            self._run(_end(transaction.commit))
         except BaseException:
             self._undo(transaction)
             raise
@@ -195,7 +195,7 @@ class PostgresWriter:
         """Rolls back; a connection on which even that fails is given up."""
         self._forget()
         try:
-            self._run(transaction.rollback())
+            self._run(_end(transaction.rollback))
         except (StoreError, InputError):
             connection, self._connection = self._connection, None
             if connection is not None:
@@ -204,6 +204,11 @@ class PostgresWriter:
     def _forget(self) -> None:
         self._rows, self._bytes, self._copied, self._gateways = [], 0, False, []
         self._spans.clear()
+
+
+async def _end(how: Callable[[], Awaitable[None]]) -> None:
+    """Commits or rolls back. On a connection that is gone asyncpg raises when it is asked, not when it is awaited."""
+    await how()
 
 
 def _library() -> Any:

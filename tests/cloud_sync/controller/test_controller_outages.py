@@ -21,12 +21,14 @@ import pytest
 from cloud_sync.controller import queries
 from cloud_sync.controller.address import parse_address
 from cloud_sync.controller.broker import BrokerProcess
-from cloud_sync.controller.engine import create_engine
+from cloud_sync.controller.engine import create_engine, open_database
 from cloud_sync.controller.ingest import CRASH_VARIABLE
+from cloud_sync.controller.postgres import PostgresWriter
 from cloud_sync.mqtt import MqttOptions, open_transport
 from cloud_sync.session import Uplink, UplinkSettings
 from cloud_sync.topics import GatewayTopics
 from edge_runtime.clock import SystemClock
+from edge_runtime.errors import StoreError
 from edge_runtime.testing.postgres import PostgresServer
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -197,3 +199,26 @@ async def test_a_database_that_cannot_be_opened_is_named_at_the_start(mosquitto:
         await sink.start()
     assert await sink.ended() != 0
     assert "junk.db: expected a database of this controller" in sink.log
+
+
+async def test_postgres_that_dies_within_a_transaction_is_a_store_that_is_down(own_postgres: PostgresServer) -> None:
+    """asyncpg refuses to commit on a connection that is gone before the commit is awaited."""
+    url = own_postgres.database()
+    await (await open_database(url)).close()
+    with contextlib.closing(PostgresWriter(parse_address(url))) as writer:
+
+        def commit_behind_the_end() -> None:
+            with writer.transaction():
+                own_postgres.kill()
+                with contextlib.suppress(StoreError):
+                    writer.count("x", 1)
+
+        with pytest.raises(StoreError, match="connection is closed"):
+            await asyncio.to_thread(commit_behind_the_end)
+        await asyncio.to_thread(own_postgres.start)
+
+        def commit_again() -> None:
+            with writer.transaction():
+                writer.count("x", 1)
+
+        await asyncio.to_thread(commit_again)
