@@ -30,6 +30,10 @@ from edge_runtime.ports import MessageHandler
 
 DeferredHandler = Callable[[str, bytes, Callable[[], None]], None]
 """`(topic, payload, acknowledge)`: the broker keeps the message until `acknowledge` is called; never raises."""
+RetainedHandler = Callable[[str, bytes, bool], None]
+"""`(topic, payload, retained)`: a retained message is of unknown age; never raises."""
+
+_Handler = Callable[[str, bytes, bool, Callable[[], None]], None]
 
 _log = logging.getLogger(__name__)
 _UNLIMITED_PACKET = 268_435_455  # MQTT 5.0, 1.5.5: largest remaining length
@@ -150,7 +154,7 @@ class MqttSession:
         self._pending: dict[int, asyncio.Future[ReasonCode]] = {}
         self._subscribing: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._handlers: list[tuple[str, DeferredHandler]] = []
+        self._handlers: list[tuple[str, _Handler]] = []
         self._free = 0
         self._max_inflight = _INFLIGHT_V311
         self._max_packet = _UNLIMITED_PACKET
@@ -213,14 +217,22 @@ class MqttSession:
             raise TransportError(f"{topic}: the broker refused the message: {reason.getName()}")
 
     async def subscribe(self, topic_filter: str, handler: MessageHandler, qos: int = 1) -> None:
-        def handle(topic: str, payload: bytes, acknowledge: Callable[[], None]) -> None:
-            handler(topic, payload)
+        await self.subscribe_retained(topic_filter, lambda topic, payload, _: handler(topic, payload), qos)
+
+    async def subscribe_retained(self, topic_filter: str, handler: RetainedHandler, qos: int = 1) -> None:
+        """As `subscribe`, but the handler is told which messages the broker had kept."""
+
+        def handle(topic: str, payload: bytes, retained: bool, acknowledge: Callable[[], None]) -> None:
+            handler(topic, payload, retained)
             acknowledge()
 
-        await self.subscribe_deferred(topic_filter, handle, qos)
+        await self._subscribe(topic_filter, handle, qos)
 
     async def subscribe_deferred(self, topic_filter: str, handler: DeferredHandler, qos: int = 1) -> None:
         """As `subscribe`, but the handler says when a message is acknowledged to the broker."""
+        await self._subscribe(topic_filter, lambda topic, payload, _, acknowledge: handler(topic, payload, acknowledge), qos)
+
+    async def _subscribe(self, topic_filter: str, handler: _Handler, qos: int) -> None:
         self._handlers.append((topic_filter, handler))
         if self._v5:
             result, mid = self._client.subscribe(topic_filter, options=SubscribeOptions(qos=qos))
@@ -408,7 +420,7 @@ class MqttSession:
             if handler is None:
                 acknowledge()
             else:
-                handler(topic, bytes(message.payload), acknowledge)
+                handler(topic, bytes(message.payload), bool(message.retain), acknowledge)
         except Exception:  # noqa: BLE001 - a broken handler must not stop the others; it is named in the log
             _log.error("mqtt_handler_failed", exc_info=True)
             acknowledge()
