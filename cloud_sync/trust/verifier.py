@@ -81,19 +81,20 @@ class Verifier:
                 accepted = await self._converse(request, fetch)
                 document = await asyncio.to_thread(Path(accepted.document).read_bytes)
             finally:
-                await asyncio.to_thread(folder.cleanup)
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         return _verified(accepted, document)
 
-    def _lay_out(self, message: bytes, last_revision: int, now_wall_ns: int) -> tuple[tempfile.TemporaryDirectory[str], Request]:
+    def _lay_out(self, message: bytes, last_revision: int, now_wall_ns: int) -> tuple[Path, Request]:
+        """What an interrupted turn left goes; so may this folder be left."""
         try:
             self._trust_dir.mkdir(parents=True, exist_ok=True)
             for left in self._trust_dir.glob(f"{_INCOMING}*"):
                 shutil.rmtree(left, ignore_errors=True)
-            folder = tempfile.TemporaryDirectory(prefix=_INCOMING, dir=self._trust_dir)
-            Path(folder.name, "message").write_bytes(message)
+            folder = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self._trust_dir))
+            (folder / "message").write_bytes(message)
         except OSError as err:
             raise StoreError(f"{self._trust_dir}: cannot keep what is fetched: {err.strerror}; free or mend the disk") from err
-        return folder, self._request(Path(folder.name), last_revision, now_wall_ns)
+        return folder, self._request(folder, last_revision, now_wall_ns)
 
     def _request(self, folder: Path, last_revision: int, now_wall_ns: int) -> Request:
         return Request(

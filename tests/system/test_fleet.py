@@ -211,7 +211,7 @@ def test_a_fleet_by_the_book(plant: Plant) -> None:
     shown = plant.ask("fleet", "show", "gw-1")
     assert ledger["offered"] == ledger["delivered"] + ledger["pending"]
     assert not ledger["dropped"]
-    assert shown["accounts"]["rows"] == ledger["delivered"]
+    assert ledger["delivered"] <= shown["accounts"]["rows"] <= ledger["offered"]  # the last acknowledgement may have met a closed link
     assert shown["accounts"]["holes"] <= ledger["pending"]
 
 
