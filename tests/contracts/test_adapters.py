@@ -12,7 +12,7 @@ from unittest import SkipTest
 import numpy as np
 import pytest
 
-from adapters import coap, linux, meters, microcontroller, modbus, raspberry_pi, replay, simulated
+from adapters import coap, linux, meters, microcontroller, modbus, mqtt, raspberry_pi, replay, simulated
 from adapters.simulated import Options, SimulatedAdapter
 from edge_runtime.clock import SystemClock
 from edge_runtime.errors import AdapterError, InputError
@@ -99,6 +99,7 @@ UNDER_CONTRACT = {
     "meter": meters.open_adapter,  # tests/adapters/meters
     "microcontroller": microcontroller.open_adapter,  # test_node_adapters.py
     "modbus": modbus.open_adapter,  # tests/adapters/modbus
+    "mqtt": mqtt.open_adapter,  # tests/adapters/mqtt
     "raspberry_pi": raspberry_pi.open_adapter,
     "replay": replay.open_adapter,
     "simulated": simulated.open_adapter,
