@@ -33,6 +33,7 @@ _ANSWER_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
 _MOST_REPLY_BYTES = 1 << 20
 _TRIES = 5
+_RETRY_S = 0.2
 _PORT_RANGE = (15000, 32000)
 _COLDEST, _WARMEST = -128.0, 127.9375
 
@@ -180,15 +181,25 @@ class Emulator:
         return self._control.ask(command, **arguments)
 
     def _start_on_free_ports(self) -> None:
+        """QEMU takes the CoAP port that the kernel gives it; the serial one is ours to choose, see `_free_port`."""
         for tries_left in reversed(range(_TRIES)):
-            self.serial_port, self.coap_port = _free_port(socket.SOCK_STREAM), _free_port(socket.SOCK_DGRAM)
+            self.serial_port, self.coap_port = _free_port(), 0
             try:
                 self._start()
             except AdapterError:
                 if not tries_left:
                     raise
+                time.sleep(_RETRY_S)
             else:
+                self.coap_port = self._forwarded_port()
                 return
+
+    def _forwarded_port(self) -> int:
+        text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
+        found = re.search(r"UDP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
+        if found is None:
+            raise AdapterError(f"expected the forwarded port of the node's network, got {text.strip()!r}")
+        return int(found[1])
 
     def _command(self, control: Path) -> list[str]:
         command = [self._program, "-M", "lm3s6965evb", "-kernel", str(self._elf), "-nodefaults", "-display", "none", "-monitor", "none"]
@@ -311,12 +322,12 @@ def _connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
             return link
 
 
-def _free_port(kind: socket.SocketKind) -> int:
-    """From below the range of outgoing connections, so that none of them takes it before QEMU does."""
+def _free_port() -> int:
+    """From below the range of outgoing connections: a client that knocks while QEMU is away would else connect to itself."""
     choice = random.SystemRandom()
     while True:
         port = choice.randint(*_PORT_RANGE)
-        with socket.socket(socket.AF_INET, kind) as probe:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
