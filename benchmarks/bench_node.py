@@ -145,7 +145,7 @@ def _model(version: int) -> bytes:
     import numpy as np
 
     random, scale = np.random.default_rng(1), np.float32(0.05)
-    shapes = [Shape(1, 64, 3), Shape(1, 31, 8), Shape(1, 15, 16), Shape(1, 7, 32), Shape(1, 1, 28)]
+    shapes = [Shape(1, 64, 3), Shape(1, 31, 8), Shape(1, 15, 16), Shape(1, 7, 32), Shape(1, 1, 22)]
     kernels = [(1, 3), (1, 3), (1, 3), (1, 7)]
     tensors = [Tensor(f"t{index}", shape, scale, 0) for index, shape in enumerate(shapes)]
     layers = []

@@ -1,5 +1,5 @@
 """The adapter `coap`: our sensor node, or any CoAP device by a map of its resources, over aiocoap."""
 
-from adapters.coap.adapter import open_adapter
+from adapters.coap.adapter import open_adapter, open_node
 
-__all__ = ["open_adapter"]
+__all__ = ["open_adapter", "open_node"]

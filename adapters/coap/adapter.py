@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from adapters.coap.client import TIMEOUT_S
 from adapters.coap.device import CoapDevice, ResourceSpec, check_resources
+from adapters.coap.node import CoapNode
 from adapters.node.adapter import NodeAdapter, NodeOptions, check_options
 from edge_runtime.clock import Clock
 from edge_runtime.errors import InputError
@@ -33,9 +35,13 @@ def open_adapter(name: str, options: Mapping[str, Any], clock: Clock) -> NodeAda
     if decoded.resources is not None:
         check_resources(decoded.resources, name)
         return CoapDevice(name, decoded.uri, decoded.timeout_s, decoded.resources)
-    from adapters.coap.node import CoapNode
+    return NodeAdapter(name, decoded, open_node(decoded.uri, decoded.timeout_s))
 
-    return NodeAdapter(name, decoded, CoapNode(decoded.uri, decoded.timeout_s))
+
+def open_node(uri: str, timeout_s: float = TIMEOUT_S) -> CoapNode:
+    """A node of ours at this address, not open. Raises InputError for an address that is none."""
+    _check_uri(uri, "node")
+    return CoapNode(uri, timeout_s)
 
 
 def _check_uri(uri: str, name: str) -> None:

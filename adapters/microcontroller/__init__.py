@@ -1,5 +1,5 @@
 """The adapter `microcontroller`: our sensor node on a UART, over pyserial."""
 
-from adapters.microcontroller.adapter import open_adapter
+from adapters.microcontroller.adapter import open_adapter, open_node
 
-__all__ = ["open_adapter"]
+__all__ = ["open_adapter", "open_node"]
