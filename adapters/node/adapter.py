@@ -76,7 +76,7 @@ class NodeAdapter:
 
     async def open(self) -> None:
         await self.close()
-        self._lost = ""
+        self._lost, self._hello = "", None
         try:
             await self._node.open(self)
             await self._learn()
@@ -237,8 +237,8 @@ class NodeAdapter:
     # -- the node's state -------------------------------------------------------------------------------------------------------
 
     async def _learn(self) -> None:
-        self._hello, self._model = await self._node.hello(), await self._node.model()
-        states = await self._node.lines() if self._hello.capabilities & Capability.LINES else ()
+        hello, self._model = await self._node.hello(), await self._node.model()
+        states = await self._node.lines() if hello.capabilities & Capability.LINES else ()
         specs = self._options.lines
         self._lines = {f"line{number}": LineSpec(number) for number in range(len(states))} if specs is None else dict(specs)
         for channel, spec in self._lines.items():
@@ -247,6 +247,7 @@ class NodeAdapter:
                     f"{self.name}.options.lines.{channel}: the node has {len(states)} lines, counted from 0; got {spec.line}"
                 )
         self._safe = {channel: states[spec.line].safe_level for channel, spec in self._lines.items()}
+        self._hello = hello
 
     async def _subscribe(self) -> None:
         """Asks the node for what all feeds together want."""
@@ -289,6 +290,8 @@ class NodeAdapter:
     def _check_link(self) -> None:
         if self._lost:
             raise AdapterDisconnected(f"{self.name}: {self._lost}")
+        if self._hello is None:
+            raise AdapterDisconnected(f"{self.name}: not known yet, the node is being asked")
 
     def _line(self, channel: str) -> LineSpec:
         self._require(channel, ChannelKind.ACTUATOR)

@@ -1,4 +1,4 @@
-"""The demo's processes: broker, controller sink and gateway, each started by the same commands a user would type."""
+"""The demo's processes: gateway, broker and controller sink, each started by the same commands a user would type."""
 
 from __future__ import annotations
 
@@ -50,18 +50,98 @@ class SinkCount:
 
 
 @dataclass
-class Stage:
-    """All processes of the demo in one folder; every one of them can be killed and started again."""
+class GatewayStage:
+    """Processes in one folder, a gateway among them; every one of them can be killed and started again."""
 
     directory: Path
-    port: int
-    broker: str = "mosquitto"
-    processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
-    _broker_pid: int = 0
+    processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict, kw_only=True)
 
     @property
     def state_dir(self) -> Path:
         return self.directory / "gateway-state"
+
+    async def start_gateway(self) -> None:
+        """Starts the gateway and waits until it serves its model."""
+        arguments = ["run", "--config", str(self.directory / "gateway.yaml"), "--state", str(self.state_dir)]
+        await self._spawn("gateway", arguments, stdout=asyncio.subprocess.DEVNULL)
+        async with asyncio.timeout(_START_TIMEOUT_S):
+            while not (await self.status()).get("ready"):
+                self._check_alive("gateway")
+                await asyncio.sleep(0.05)
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL: no goodbye, nothing flushed."""
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+    async def stop(self, name: str, deadline_s: float = 5.0) -> float:
+        """SIGTERM; returns how long the process took to stop."""
+        process = self.processes.pop(name)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), deadline_s)
+        except TimeoutError as err:
+            raise DeadlineExceeded(f"{name} did not stop within {deadline_s:g} s; see {self.log_path(name)}") from err
+        return loop.time() - begun
+
+    async def close(self) -> None:
+        """Ends whatever still runs."""
+        for name in list(self.processes):
+            await self.kill(name)
+
+    async def status(self) -> dict[str, Any]:
+        """The gateway's own status, or an empty dict while it does not run."""
+        try:
+            answer: dict[str, Any] = await asyncio.to_thread(ask, self.state_dir, "/status", timeout_s=2.0)
+        except (OSError, EdgeRuntimeError, ValueError):
+            return {}
+        return answer
+
+    def log_path(self, name: str) -> Path:
+        """Where a process's log goes."""
+        return self.directory / f"{name}.log"
+
+    async def _start(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+        """Starts a command that prints one JSON line when it is ready; returns that line."""
+        process = await self._spawn(name, arguments, stdout=asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT_S)
+        except TimeoutError as err:
+            raise DeadlineExceeded(f"{name} was not ready within {_START_TIMEOUT_S:g} s; see {self.log_path(name)}") from err
+        if not line:
+            await process.wait()
+            self._check_alive(name)
+        ready: dict[str, Any] = json.loads(line)
+        return ready
+
+    async def _spawn(self, name: str, arguments: Sequence[str], stdout: int) -> asyncio.subprocess.Process:
+        with self.log_path(name).open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "edge_runtime", *arguments, stdout=stdout, stderr=log, start_new_session=True
+            )
+        self.processes[name] = process
+        return process
+
+    def _check_alive(self, name: str) -> None:
+        process = self.processes[name]
+        if process.returncode is not None:
+            tail = self.log_path(name).read_text(errors="replace").strip().splitlines()[-3:]
+            raise EdgeRuntimeError(f"{name} ended with code {process.returncode}: {' | '.join(tail) or 'no log'}")
+
+
+@dataclass
+class Stage(GatewayStage):
+    """All processes of the demo."""
+
+    port: int
+    broker: str = "mosquitto"
+    _broker_pid: int = 0
 
     @property
     def database(self) -> Path:
@@ -100,50 +180,12 @@ class Stage:
         arguments = ["controller", "sink", "--host", "127.0.0.1", "--port", str(self.port), "--database", str(self.database)]
         await self._start("controller", arguments)
 
-    async def start_gateway(self) -> None:
-        """Starts the gateway and waits until it serves its model."""
-        arguments = ["run", "--config", str(self.directory / "gateway.yaml"), "--state", str(self.state_dir)]
-        await self._spawn("gateway", arguments, stdout=asyncio.subprocess.DEVNULL)
-        async with asyncio.timeout(_START_TIMEOUT_S):
-            while not (await self.status()).get("ready"):
-                self._check_alive("gateway")
-                await asyncio.sleep(0.05)
-
     async def kill(self, name: str) -> None:
-        """SIGKILL: no goodbye, nothing flushed. The broker's own process is not in the group of the command that started it."""
-        process = self.processes.pop(name)
+        """As for any process; the broker's own is not in the group of the command that started it."""
         if name == "broker" and self._broker_pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._broker_pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-
-    async def stop(self, name: str, deadline_s: float = 5.0) -> float:
-        """SIGTERM; returns how long the process took to stop."""
-        process = self.processes.pop(name)
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), deadline_s)
-        except TimeoutError as err:
-            raise DeadlineExceeded(f"{name} did not stop within {deadline_s:g} s; see {self.log_path(name)}") from err
-        return loop.time() - begun
-
-    async def close(self) -> None:
-        """Ends whatever still runs."""
-        for name in list(self.processes):
-            await self.kill(name)
-
-    async def status(self) -> dict[str, Any]:
-        """The gateway's own status, or an empty dict while it does not run."""
-        try:
-            answer: dict[str, Any] = await asyncio.to_thread(ask, self.state_dir, "/status", timeout_s=2.0)
-        except (OSError, EdgeRuntimeError, ValueError):
-            return {}
-        return answer
+        await super().kill(name)
 
     def compare(self) -> SinkCount:
         """Looks up in the controller's database every record number that the gateway's disk has committed and not dropped."""
@@ -158,38 +200,6 @@ class Stage:
         """How many records the controller's database holds."""
         return int(self._query("SELECT count(*) FROM records WHERE gateway = ?", (GATEWAY,))[0][0])
 
-    def log_path(self, name: str) -> Path:
-        """Where a process's log goes."""
-        return self.directory / f"{name}.log"
-
     def _query(self, sql: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         with contextlib.closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5)) as connection:
             return connection.execute(sql, parameters).fetchall()
-
-    async def _start(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-        """Starts a command that prints one JSON line when it is ready; returns that line."""
-        process = await self._spawn(name, arguments, stdout=asyncio.subprocess.PIPE)
-        assert process.stdout is not None
-        try:
-            line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT_S)
-        except TimeoutError as err:
-            raise DeadlineExceeded(f"{name} was not ready within {_START_TIMEOUT_S:g} s; see {self.log_path(name)}") from err
-        if not line:
-            await process.wait()
-            self._check_alive(name)
-        ready: dict[str, Any] = json.loads(line)
-        return ready
-
-    async def _spawn(self, name: str, arguments: Sequence[str], stdout: int) -> asyncio.subprocess.Process:
-        with self.log_path(name).open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "edge_runtime", *arguments, stdout=stdout, stderr=log, start_new_session=True
-            )
-        self.processes[name] = process
-        return process
-
-    def _check_alive(self, name: str) -> None:
-        process = self.processes[name]
-        if process.returncode is not None:
-            tail = self.log_path(name).read_text(errors="replace").strip().splitlines()[-3:]
-            raise EdgeRuntimeError(f"{name} ended with code {process.returncode}: {' | '.join(tail) or 'no log'}")
