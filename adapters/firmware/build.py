@@ -1,12 +1,10 @@
 """Builds the node's firmware: finds a compiler, compiles, links, and checks the sizes against the limits.
 
-Debian's `gcc-arm-none-eabi` or the `ziglang` wheel will do; no C library is needed. By hand:
-`python -m adapters.firmware.build --out DIR`.
+Debian's `gcc-arm-none-eabi` or the `ziglang` wheel will do; no C library is needed. By hand: `edge-runtime node build`.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import shutil
 import struct
@@ -238,19 +236,3 @@ def _check_sizes(built: Firmware) -> None:
     for what, size, limit in (("text", built.text_bytes, TEXT_LIMIT_BYTES), ("RAM", built.ram_bytes, RAM_LIMIT_BYTES)):
         if size > limit:
             raise AdapterError(f"the firmware takes {size} bytes of {what}, expected at most {limit}")
-
-
-def main() -> None:
-    """Builds and says what it takes."""
-    parser = argparse.ArgumentParser(description="Build the sensor node's firmware.")
-    parser.add_argument("--out", type=Path, default=Path("build/firmware"))
-    parser.add_argument("--board", choices=BOARDS, default=BOARDS[0])
-    parser.add_argument("--compiler", choices=("gcc", "zig"))
-    parser.add_argument("--label", default="dev")
-    args = parser.parse_args()
-    built = build(args.out, board=args.board, compiler=find_compiler(args.compiler), label=args.label)
-    sys.stdout.write(f"{built.elf}: text {built.text_bytes}, factory model {built.model_bytes}, RAM {built.ram_bytes} bytes\n")
-
-
-if __name__ == "__main__":
-    main()

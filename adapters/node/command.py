@@ -1,4 +1,4 @@
-"""`edge-runtime node`: builds and emulates the microcontroller node, asks it, pushes models onto it and takes them back."""
+"""`edge-runtime node`: builds, flashes and emulates the microcontroller node, asks it, pushes models onto it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXAMPLES = """examples:
   edge-runtime node info --port /dev/ttyACM0
   edge-runtime node push-model build/pump.ern --uri coap://192.168.1.20
 """
-_MOST_BLOB_BYTES = 1 << 20
+_MOST_BYTES = 1 << 20
 _BAR = 30
 
 
@@ -37,11 +37,28 @@ class Command:
         commands = parser.add_subparsers(dest="node_command", metavar="COMMAND", required=True, title="commands")
         build = commands.add_parser("build", help="compile the firmware: firmware.elf, firmware.bin and their sizes")
         build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for what is built")
+        build.add_argument("--compiler", choices=("gcc", "zig"), help="default: gcc where it is installed, else zig")
         build.add_argument("--json", action="store_true", help="print one JSON document")
         build.set_defaults(node_run=_build)
+        provision = commands.add_parser("provision", help="a node's own page of flash: its number, address and key")
+        provision.add_argument("--id", type=int, required=True, metavar="N", help="1 to 65535, the node's number")
+        provision.add_argument("--address", required=True, metavar="IP/BITS", help="its own, such as 192.168.7.20/24")
+        provision.add_argument(
+            "--readonly", action="store_true", help="CoAP, which is not encrypted, may move no lines and bring no models"
+        )
+        provision.add_argument("--key", type=Path, metavar="FILE", help="its key, 32 bytes (default: a new one, written beside the page)")
+        provision.add_argument("--out", type=Path, required=True, metavar="FILE", help="the page, such as node-7.bin")
+        provision.add_argument("--json", action="store_true", help="print one JSON document")
+        provision.set_defaults(node_run=_provision)
+        flash = commands.add_parser("flash", help="bring the firmware, and a node's own page, onto a board through openocd")
+        flash.add_argument("--elf", type=Path, metavar="FILE", help="what `node build` made (default: this version's, built when needed)")
+        flash.add_argument("--page", type=Path, metavar="FILE", help="what `node provision` made (default: none; the page there stays)")
+        flash.add_argument("--dry-run", action="store_true", help="only print the command")
+        flash.set_defaults(node_run=_flash)
         emulate = commands.add_parser("emulate", help="an emulated node and a gateway beside it: heat it, and see it act")
         emulate.add_argument("--duration", type=float, default=20.0, metavar="S", help="heat and cool for so long (default: %(default)g)")
         emulate.add_argument("--alone", action="store_true", help="no gateway: the node for yours, until stopped; takes orders on stdin")
+        emulate.add_argument("--page", type=Path, metavar="FILE", help="with --alone: a node provisioned with this page")
         emulate.add_argument("--keep", type=Path, metavar="DIR", help="work in this folder and keep it")
         emulate.add_argument("--json", action="store_true", help="print one JSON document")
         emulate.set_defaults(node_run=_emulate)
@@ -67,12 +84,27 @@ def _add_target(parser: ArgumentParser) -> None:
 
 
 def _build(args: Namespace) -> int:
-    from adapters.firmware.build import build
+    from adapters.firmware.build import build, find_compiler
 
-    built = build(args.out)
+    built = build(args.out, compiler=find_compiler(args.compiler))
     sizes = {"elf": str(built.elf), "text_bytes": built.text_bytes, "model_bytes": built.model_bytes, "ram_bytes": built.ram_bytes}
     _tell(args, sizes, [f"{key.replace('_', ' '):12s} {value}" for key, value in sizes.items()])
     return 0
+
+
+def _provision(args: Namespace) -> int:
+    from adapters.node.board import provision
+
+    made = provision(args.out, node_id=args.id, address=args.address, readonly=args.readonly, key=args.key)
+    lines = [f"{key:8s} {value}" for key, value in made.items()]
+    _tell(args, made, [*lines, f"next: edge-runtime node flash --page {args.out}"])
+    return 0
+
+
+def _flash(args: Namespace) -> int:
+    from adapters.node.board import flash
+
+    return flash(args.elf, args.page, dry_run=args.dry_run)
 
 
 def _emulate(args: Namespace) -> int:
@@ -96,7 +128,7 @@ def _alone(args: Namespace) -> int:
     from adapters.node.emulate import ACTIONS, answers, coap_uri
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Emulator() as node:
+    with Emulator(provision=_read(args.page) if args.page else None) as node:
         ready = {"port": node.serial_url, "uri": coap_uri(node), "orders": list(ACTIONS)}
         text = f"UART {node.serial_url}\nCoAP {coap_uri(node)}\nOrders: {', '.join(ACTIONS)}. Ctrl-C ends it."
         print(json.dumps(ready) if args.json else text, flush=True)
@@ -125,6 +157,8 @@ def _push(args: Namespace) -> int:
     from adapters.node.push import push
     from adapters.node.upload import Phase
 
+    if args.model.suffix in (".onnx", ".tflite") or args.model.is_dir():
+        raise InputError(f"{args.model}: expected a blob; make one with `edge-runtime model export-c {args.model} --out DIR`")
     blob = _read(args.model)
     outcome = _with_node(args, lambda node: push(node, blob, progress=_bar(args.model.name), confirm_s=args.confirm))
     said = {"phase": outcome.phase.value, "name": outcome.image.name, "version": outcome.image.version, "running": outcome.running.version}
@@ -185,11 +219,9 @@ def _node(args: Namespace) -> Any:
 
 
 def _read(path: Path) -> bytes:
-    if path.suffix in (".onnx", ".tflite") or path.is_dir():
-        raise InputError(f"{path}: expected a blob; make one with `edge-runtime model export-c {path} --out DIR`")
     try:
-        if path.stat().st_size > _MOST_BLOB_BYTES:
-            raise InputError(f"{path}: expected at most {_MOST_BLOB_BYTES} bytes, got {path.stat().st_size}")
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path}: expected at most {_MOST_BYTES} bytes, got {path.stat().st_size}")
         return path.read_bytes()
     except OSError as err:
         raise InputError(f"{path}: cannot be read: {err.strerror}") from err

@@ -101,6 +101,38 @@ def test_what_is_no_blob_and_no_node_is_refused(capsys: pytest.CaptureFixture[st
     assert "5 to 86400" in err
 
 
+def test_a_page_makes_a_node_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page, key = tmp_path / "node-7.bin", tmp_path / "node-7.key"
+    command = ("provision", "--id", "7", "--address", "192.168.7.20/24", "--readonly", "--out", str(page))
+    code, told, _ = printed(capsys, *command)
+    assert (code, told["mac"], told["key"]) == (0, "02:00:00:00:00:07", str(key))
+    assert (page.stat().st_size, key.stat().st_size) == (64, 32)
+    assert {path.stat().st_mode & 0o777 for path in (page, key)} == {0o600}
+    assert key.read_bytes() in page.read_bytes()
+
+    code, _, err = printed(capsys, *command)
+    assert code == 2
+    assert "is there already" in err
+    before = page.read_bytes()
+    assert printed(capsys, *command, "--key", str(key))[0] == 0
+    assert page.read_bytes() == before
+    for wrong in (("--id", "0"), ("--address", "192.168.7.20/99"), ("--address", "node")):
+        code, _, err = printed(capsys, *command, *wrong)
+        assert code == 2
+        assert wrong[0] in err
+
+
+def test_flashing_says_what_it_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    elf, page = tmp_path / "firmware.elf", tmp_path / "node-7.bin"
+    elf.touch()
+    assert main(["node", "flash", "--elf", str(elf), "--page", str(page), "--dry-run"]) == 2
+    assert "node provision" in capsys.readouterr().err
+    page.touch()
+    assert main(["node", "flash", "--elf", str(elf), "--page", str(page), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"-f board/ek-lm3s6965.cfg -c 'program {{{elf}}} verify' -c 'program {{{page}}} 0x3fc00 verify'" in said
+
+
 @pytest.mark.slow
 def test_heat_goes_all_the_way_and_comes_back_as_a_moved_pin(board: object, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, told, _ = printed(capsys, "emulate", "--duration", "5", "--keep", str(tmp_path))
