@@ -35,6 +35,7 @@ _COMMAND_S = 60.0
 class FleetStage(Stage):
     """A stage whose broker wants certificates (mosquitto; the embedded one has none) and whose controller signs what it pushes."""
 
+    node_missing: str = ""
     _profile: str = ""
 
     @property
@@ -46,7 +47,8 @@ class FleetStage(Stage):
         return self.controller_dir / "data/controller.db"
 
     async def set_up(self) -> None:
-        """Makes the controller, signs both models offline, and writes the gateway file."""
+        """Makes the controller and, where it can be emulated, the sensor node; writes the gateway file and the deployment."""
+        self.node_missing = await self.start_node()
         self.prepare()
         secure = self.broker == "mosquitto" and _mosquitto_is_here()
         self.controller_dir.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.access.local import ask
+from edge_runtime.demo.node import ROOM_CELSIUS, EmulatedNode
 from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError
 from edge_runtime.store import read_boots, read_drops
 
@@ -106,9 +107,9 @@ class GatewayStage:
         """Where a process's log goes."""
         return self.directory / f"{name}.log"
 
-    async def _start(self, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    async def _start(self, name: str, arguments: Sequence[str], stdin: int | None = None) -> dict[str, Any]:
         """Starts a command that prints one JSON line when it is ready; returns that line."""
-        process = await self._spawn(name, arguments, stdout=asyncio.subprocess.PIPE)
+        process = await self._spawn(name, arguments, stdout=asyncio.subprocess.PIPE, stdin=stdin)
         assert process.stdout is not None
         try:
             line = await asyncio.wait_for(process.stdout.readline(), _START_TIMEOUT_S)
@@ -120,10 +121,10 @@ class GatewayStage:
         ready: dict[str, Any] = json.loads(line)
         return ready
 
-    async def _spawn(self, name: str, arguments: Sequence[str], stdout: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, name: str, arguments: Sequence[str], stdout: int, stdin: int | None = None) -> asyncio.subprocess.Process:
         with self.log_path(name).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "edge_runtime", *arguments, stdout=stdout, stderr=log, start_new_session=True
+                sys.executable, "-m", "edge_runtime", *arguments, stdin=stdin, stdout=stdout, stderr=log, start_new_session=True
             )
         self.processes[name] = process
         return process
@@ -141,6 +142,7 @@ class Stage(GatewayStage):
 
     port: int
     broker: str = "mosquitto"
+    node: EmulatedNode | None = None
     _broker_pid: int = 0
 
     @property
@@ -154,9 +156,22 @@ class Stage(GatewayStage):
     def prepare(self) -> None:
         """Writes the gateway file and the deployment."""
         text = _GATEWAY_FILE.format(gateway=GATEWAY, panel=json.dumps(str(self.panel)), port=self.port)
+        deployment = resources.files("edge_runtime.demo").joinpath("deployment.yaml").read_text()
+        if self.node:
+            text, deployment = self.node.gateway_file(text), self.node.deployment(deployment)
         (self.directory / "gateway.yaml").write_text(text)
-        source = resources.files("edge_runtime.demo").joinpath("deployment.yaml")
-        (self.directory / "deployment.yaml").write_text(source.read_text())
+        (self.directory / "deployment.yaml").write_text(deployment)
+
+    async def start_node(self) -> str:
+        """Starts an emulated sensor node, before `prepare`; returns why there is none here, or nothing."""
+        try:
+            ready = await self._start("node", ["node", "emulate", "--alone", "--json"], stdin=asyncio.subprocess.PIPE)
+        except EdgeRuntimeError as err:
+            self.processes.pop("node", None)
+            return str(err).partition("edge-runtime: ")[2] or str(err)
+        self.node = EmulatedNode(self.processes["node"], ready["port"])
+        await self.node.heat(ROOM_CELSIUS)
+        return ""
 
     def set_faults(self, faults: Mapping[str, float]) -> None:
         """Turns knobs on the plant's panel; the running plant sees it within 100 ms."""

@@ -1,7 +1,7 @@
 """The demo's plot: what happens, in which order, and how each step is known to be true. Every step waits for a fact, never for time.
 
-joined -> good push confirmed -> bad push taken back -> fault injected -> detected -> valve closed -> broker killed -> keeps acting
--> gateway killed -> back -> outbox drained -> ledger balanced
+joined -> sensor node heard (where one can be emulated) -> good push confirmed -> bad push taken back -> fault injected -> detected -> valve
+closed -> broker killed -> keeps acting, on the node too -> gateway killed -> back -> outbox drained -> ledger balanced
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge_runtime.demo.fleet import FleetStage, bad_model, good_model
+from edge_runtime.demo.node import FAN_PIN, HOT_CELSIUS, ROOM_CELSIUS, EmulatedNode
 from edge_runtime.demo.stage import GATEWAY, SinkCount
 from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError
 from edge_runtime.store import read_ledger
@@ -96,6 +97,16 @@ class Story:
         self._tell("link_up", "The gateway has found its controller.")
         await self._until("the pump is judged healthy and the valve is open", lambda s: valve(s) == "open")
         self._tell("healthy", "The model calls the pump healthy, so a rule opens the valve: water flows.")
+        await self._node_is_there()
+
+    async def _node_is_there(self) -> None:
+        if self.stage.node is None:
+            self._tell("node_absent", f"Its motor has no sensor node in this demo: {self.stage.node_missing}")
+            return
+        status = await self._until("the sensor node is heard", lambda s: _reading(s, "motor_state") == 0)
+        celsius = _reading(status, "motor_temperature")
+        text = f"A microcontroller at its motor (emulated, our firmware) measures {celsius:.1f} degC and judges by itself: normal."
+        self._tell("node_heard", text, celsius=celsius)
 
     async def _good_push(self) -> None:
         changes = {"bearing.score > 0.8": "bearing.score > 0.7", "sync:": "health: {probation_s: 2}\n\nsync:"}
@@ -155,11 +166,20 @@ class Story:
             state="closed",
             after_s=self._since("fault_injected"),
         )
+        if self.stage.node:
+            await self.stage.node.heat(HOT_CELSIUS)
+            await self._fan_is(self.stage.node, running=True)
+            text = "The motor runs hot: the node's own INT8 model says so, and a rule starts the fan at the node."
+            self._tell("node_acted", text, celsius=HOT_CELSIUS, pin=FAN_PIN, level=1)
 
     async def _kill_the_gateway(self) -> None:
         pending = (await self.stage.status()).get("ledger", {}).get("pending", 0)
         await self.stage.kill("gateway")
         self._tell("killed", f"The gateway is killed with SIGKILL; {pending} records wait on its disk.", pending=pending)
+        if self.stage.node:
+            await self._fan_is(self.stage.node, running=False)
+            text = "The node, left alone, stops the fan by itself: its lease ran out."
+            self._tell("node_safe", text, pin=FAN_PIN, level=0, after_s=self._since("killed"))
         begun = time.monotonic()
         await self.stage.start_gateway()
         self._tell("restarted", "It is back, without any network.", after_s=round(time.monotonic() - begun, 2))
@@ -171,6 +191,8 @@ class Story:
         await self._until("the link is back", lambda s: s["link"]["up"])
         self._tell("link_restored", "The broker is back.")
         self.stage.set_faults({})
+        if self.stage.node:
+            await self.stage.node.heat(ROOM_CELSIUS)
         await self._until("the outbox has drained", lambda s: s["ledger"]["pending"] <= 20)
         rows = await asyncio.to_thread(self.stage.sink_rows)
         self._tell("drained", f"Everything stored meanwhile has arrived: {rows - self.rows_before_cut} records.", rows=rows)
@@ -191,6 +213,12 @@ class Story:
             ledger=ledger.as_dict(),
         )
         return outcome
+
+    async def _fan_is(self, node: EmulatedNode, *, running: bool) -> None:
+        async with asyncio.timeout(_STEP_TIMEOUT_S):
+            while bool(await node.fan()) is not running:
+                self._observe(await self.stage.status())
+                await asyncio.sleep(_POLL_S)
 
     async def _inject(self, fault: str, sentence: str) -> None:
         self.stage.set_faults({fault: 0.9})
@@ -230,6 +258,11 @@ def valve(status: Status) -> str:
 def answers(status: Status) -> int:
     """How often the model has answered since the gateway started."""
     return int(status["pipelines"].get("bearing", {}).get("count", 0))
+
+
+def _reading(status: Status, channel: str) -> float | None:
+    value: float | None = status["channels"].get(channel, {}).get("value")
+    return value
 
 
 def _phase(status: Status, revision: int) -> str:

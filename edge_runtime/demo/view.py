@@ -94,6 +94,11 @@ class LiveView:
         table.add_row("valve", Text(state.upper(), "bold green" if state == "open" else "bold yellow"))
         table.add_row("because of", str(actuator.get("cause") or "-"))
         table.add_row("flow", sparkline(self._flow) + f"  {_last(self._flow)} l/min")
+        if (motor := self._status.get("channels", {}).get("motor_temperature", {}).get("value")) is not None:
+            fan = str(self._status.get("actuators", {}).get("fan", {}).get("state") or "unknown")
+            table.add_row(
+                "sensor node", Text.assemble(f"motor {motor:.1f} degC, fan ", (fan.upper(), "bold green" if fan == "running" else "bold"))
+            )
         table.add_row("inference", f"{seen.get('latency_ms', 0):.2f} ms, INT8, on the gateway" if seen else "-")
         return Panel(table, title="[b]Plant and gateway[/b]", border_style="cyan")
 
