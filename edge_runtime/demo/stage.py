@@ -12,12 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from edge_runtime.access.local import ask
 from edge_runtime.demo.node import ROOM_CELSIUS, EmulatedNode
-from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError
+from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError, MissingDependency
 from edge_runtime.store import read_boots, read_drops
 
 GATEWAY = "gw-demo"
@@ -164,6 +165,9 @@ class Stage(GatewayStage):
 
     async def start_node(self) -> str:
         """Starts an emulated sensor node, before `prepare`; returns why there is none here, or nothing."""
+        for module, package in (("serial", "pyserial"), ("cobs", "cobs")):
+            if find_spec(module) is None:
+                return str(MissingDependency(package, "serial"))
         try:
             ready = await self._start("node", ["node", "emulate", "--alone", "--json"], stdin=asyncio.subprocess.PIPE)
         except EdgeRuntimeError as err:
