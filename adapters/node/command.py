@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import tempfile
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,6 @@ import msgspec
 
 from edge_runtime.errors import InputError
 
-_EXAMPLES = """examples:
-  edge-runtime node build --out build/node
-  edge-runtime node emulate --duration 20
-  edge-runtime node info --port /dev/ttyACM0
-  edge-runtime node push-model build/pump.ern --uri coap://192.168.1.20
-"""
 _MOST_BYTES = 1 << 20
 _BAR = 30
 
@@ -30,10 +24,11 @@ class Command:
     """Dispatches to the subcommands; everything heavy is imported by the one that needs it."""
 
     summary = "the microcontroller node: build its firmware, emulate it, push models onto it"
-    example = "edge-runtime node emulate --duration 20"
+    example = """edge-runtime node emulate --duration 20
+  edge-runtime node info --port /dev/ttyACM0
+  edge-runtime node push-model build/thermal.ern --uri coap://192.168.7.20"""
 
     def configure(self, parser: ArgumentParser) -> None:
-        parser.formatter_class, parser.epilog = RawDescriptionHelpFormatter, _EXAMPLES
         commands = parser.add_subparsers(dest="node_command", metavar="COMMAND", required=True, title="commands")
         build = commands.add_parser("build", help="compile the firmware: firmware.elf, firmware.bin and their sizes")
         build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for what is built")

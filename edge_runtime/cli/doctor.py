@@ -30,7 +30,12 @@ _OPTIONAL = {
     "rich": ("console", "the demo's live view"),
     "amqtt": ("broker", "the demo's broker where mosquitto is missing"),
     "uvloop": ("uvloop", "a faster event loop"),
+    "serial": ("serial", "meters, Modbus RTU and the sensor node on a serial port"),
+    "cobs": ("serial", "the sensor node's frames"),
+    "pymodbus": ("modbus", "Modbus devices"),
+    "aiocoap": ("coap", "CoAP devices, and CoAP clients of this gateway"),
 }
+_NODE_TOOLS = {"qemu-system-arm": "qemu-system-arm", "arm-none-eabi-gcc": "gcc-arm-none-eabi"}
 _ASK_PROVIDERS = """\
 from edge_runtime.registry import MODEL_BACKENDS, load
 def providers(backend):
@@ -133,6 +138,9 @@ def _plugins(state: Path) -> Iterator[Finding]:
     yield Finding("model backends", "ok", ", ".join(names(MODEL_BACKENDS)))
     mosquitto = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
     yield Finding("mosquitto", "ok" if mosquitto else "warn", mosquitto or "not found", "" if mosquitto else "apt install mosquitto")
+    missing = [package for tool, package in _NODE_TOOLS.items() if shutil.which(tool) is None]
+    text = f"`node emulate` lacks {' and '.join(missing)}" if missing else "`edge-runtime node emulate` starts one"
+    yield Finding("emulated node", "warn" if missing else "ok", text, f"apt install {' '.join(missing)}" if missing else "")
     systemd = Path("/run/systemd/system").exists()
     yield Finding("systemd", "ok" if systemd else "warn", "running" if systemd else "not running here: start the gateway by other means")
 
