@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from adapters.coap import open_node as open_coap
