@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from edge_runtime.errors import AdapterDisconnected, AdapterError, MissingDependency
@@ -14,6 +15,8 @@ TIMEOUT_S = 5.0
 _BLOCK_SIZE_EXPONENT = 6
 BLOCK_BYTES = 1024
 _MOST_ANSWER_BYTES = 1 << 20
+_MOST_WAITING = 64
+_OBSERVE_AGE_S = 128.0
 
 
 class Answer(NamedTuple):
@@ -35,6 +38,30 @@ class Answer(NamedTuple):
         return f"{self.code[0]}.{self.code[1]:02d}{f' ({text})' if text and not self.ok else ''}"
 
 
+class _Exchange:
+    """One request on its way: what comes for it, and its end at once, with no task of aiocoap's that outlives it."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._events: deque[Any] = deque(maxlen=_MOST_WAITING)
+        self._arrived = asyncio.Event()
+        self.stop: Callable[[], None] = pipe.on_event(self._take)
+
+    def _take(self, event: Any) -> bool:
+        self._events.append(event)
+        self._arrived.set()
+        return not event.is_last
+
+    async def next(self) -> tuple[Any, bool]:
+        """A message, and whether it is the last. Raises aiocoap's error, of which there is one at most and which is the last."""
+        while not self._events:
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._events.popleft()
+        if event.exception is not None:
+            raise event.exception
+        return event.message, event.is_last
+
+
 class CoapClient:
     """One host, `coap://host[:port]`. Every call raises AdapterDisconnected when nothing answers in time."""
 
@@ -44,6 +71,8 @@ class CoapClient:
         self._timeout_s = timeout_s
         self._aiocoap: Any = None
         self._context: Any = None
+        self._interface: Any = None
+        self._remote: Any = None
 
     async def open(self) -> None:
         """Takes a socket; says nothing yet. Raises MissingDependency without aiocoap."""
@@ -53,18 +82,20 @@ class CoapClient:
 
     async def close(self) -> None:
         """May be called again."""
-        context, self._context = self._context, None
+        context, self._context, self._interface = self._context, None, None
         if context is not None:
             await context.shutdown()
 
     async def get(self, path: str, *, blockwise: bool = True) -> Answer:
-        return await self._request("GET", path, blockwise=blockwise)
+        """With `blockwise` the whole of it, at most 1 MiB; without, what one datagram holds. Raises AdapterError when it is more."""
+        message = await self._request("GET", path)
+        return _answer(message) if not blockwise else await self._whole(path, message)
 
     async def put(self, path: str, payload: bytes, *, format: int | None = None) -> Answer:
-        return await self._request("PUT", path, payload, format)
+        return _answer(await self._request("PUT", path, payload, content_format=format))
 
     async def post(self, path: str, payload: bytes, *, format: int | None = None) -> Answer:
-        return await self._request("POST", path, payload, format)
+        return _answer(await self._request("POST", path, payload, content_format=format))
 
     async def upload(self, path: str, payload: bytes, progress: Callable[[int, int], None]) -> Answer:
         """PUT in blocks of 1,024 bytes (RFC 7959, Block1), one after the other; the answer to the last one, or to the one refused."""
@@ -72,7 +103,7 @@ class CoapClient:
         for start in range(0, max(1, len(payload)), BLOCK_BYTES):
             block = payload[start : start + BLOCK_BYTES]
             more = start + len(block) < len(payload)
-            answer = await self._request("PUT", path, block, block1=(start // BLOCK_BYTES, more, _BLOCK_SIZE_EXPONENT))
+            answer = _answer(await self._request("PUT", path, block, block1=(start // BLOCK_BYTES, more, _BLOCK_SIZE_EXPONENT)))
             if not answer.ok:
                 return answer
             progress(start + len(block), len(payload))
@@ -80,44 +111,50 @@ class CoapClient:
 
     async def observe(self, path: str) -> AsyncIterator[Answer]:
         """The answer now and every notification. Ends when the server ends it; raises AdapterDisconnected when it cannot be reached."""
-        request = self._send(self._message("GET", path, observe=0), blockwise=True)
+        exchange = await self._send("GET", path, observe=0)
         try:
-            yield await self._settled(request.response)
-            if request.observation is None or request.observation.cancelled:
-                return
-            with suppress(self._aiocoap.error.NotObservable, self._aiocoap.error.ObservationCancelled):
-                async for message in request.observation:
-                    self.notifications += 1
-                    yield _answer(message)
-        except self._aiocoap.error.Error as err:
-            raise AdapterDisconnected(f"{self.uri}{path}: {err}") from err
+            message, last = await self._settled(exchange)
+            newest = _Newest(message.opt.observe)
+            yield await self._whole(path, message)
+            while not last:
+                message, last = await exchange.next()
+                self.notifications += 1
+                if last or newest.takes(message.opt.observe):
+                    yield await self._whole(path, message)
+        except (self._aiocoap.error.Error, OSError) as err:
+            raise AdapterDisconnected(f"{self.uri}{path}: {err or type(err).__name__}") from err
         finally:
-            if request.observation is not None and not request.observation.cancelled:
-                request.observation.cancel()
+            exchange.stop()
 
     def counters(self) -> dict[str, int]:
         return {"requests": self.requests, "timeouts": self.timeouts, "notifications": self.notifications}
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        payload: bytes = b"",
-        format: int | None = None,
-        *,
-        blockwise: bool = False,
-        block1: tuple[int, bool, int] | None = None,
-    ) -> Answer:
-        options = {} if block1 is None else {"block1": block1}
-        if format is not None:
-            options["content_format"] = format  # type: ignore[assignment]  # options are of many types
-        message = self._message(method, path, payload=payload, **options)
-        return await self._settled(self._send(message, blockwise=blockwise).response)
+    async def _request(self, method: str, path: str, payload: bytes = b"", **options: Any) -> Any:
+        exchange = await self._send(method, path, payload, **options)
+        try:
+            return (await self._settled(exchange))[0]
+        finally:
+            exchange.stop()
 
-    async def _settled(self, response: asyncio.Future[Any]) -> Answer:
+    async def _whole(self, path: str, first: Any) -> Answer:
+        """The answer of which `first` is the first block, the others asked for one by one (RFC 7959, Block2)."""
+        parts, block = [first.payload], first.opt.block2
+        while block is not None and block.more:
+            got = sum(map(len, parts))
+            if got >= _MOST_ANSWER_BYTES:
+                raise AdapterError(f"{self.uri}{path}: expected an answer of at most {_MOST_ANSWER_BYTES} bytes, got more")
+            asked = (got >> block.size_exponent + 4, False, block.size_exponent)
+            message = await self._request("GET", path, block2=asked)
+            block = message.opt.block2
+            if not message.code.is_successful() or block is None or block.start != got or message.opt.etag != first.opt.etag:
+                raise AdapterError(f"{self.uri}{path} changed, or broke off, while its blocks were fetched: {_answer(message).said}")
+            parts.append(message.payload)
+        return _answer(first)._replace(payload=b"".join(parts))
+
+    async def _settled(self, exchange: _Exchange) -> tuple[Any, bool]:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return _answer(await response)
+                return await exchange.next()
         except TimeoutError as err:
             self.timeouts += 1
             raise AdapterDisconnected(f"{self.uri} did not answer within {self._timeout_s:g} s") from err
@@ -125,18 +162,49 @@ class CoapClient:
             self.timeouts += 1
             raise AdapterDisconnected(f"{self.uri}: {err or type(err).__name__}") from err
 
-    def _message(self, method: str, path: str, **fields: Any) -> Any:
-        self._aiocoap = self._aiocoap or _library()
+    async def _send(self, method: str, path: str, payload: bytes = b"", **options: Any) -> _Exchange:
+        if self._context is None:
+            raise AdapterDisconnected(f"{self.uri}: not open")
+        message = self._message(method, path, payload, options)
+        if self._interface is None:
+            await self._resolve(message)
+        message.remote = self._remote
+        self.requests += 1
+        pipe = self._aiocoap.pipe.Pipe(message, self._context.log)
+        exchange = _Exchange(pipe)
+        self._interface.request(pipe)
+        return exchange
+
+    async def _resolve(self, message: Any) -> None:
+        """The address is looked up once for as long as the client is open."""
         try:
-            return self._aiocoap.Message(code=getattr(self._aiocoap, method), uri=f"{self.uri}{path}", **fields)
+            async with asyncio.timeout(self._timeout_s):
+                self._interface = await self._context.find_remote_and_interface(message)
+        except (TimeoutError, self._aiocoap.error.Error, OSError) as err:
+            raise AdapterDisconnected(f"{self.uri}: its address was not found: {err or type(err).__name__}") from err
+        self._remote = message.remote
+
+    def _message(self, method: str, path: str, payload: bytes, options: dict[str, Any]) -> Any:
+        self._aiocoap = self._aiocoap or _library()
+        told = {name: value for name, value in options.items() if value is not None}
+        try:
+            return self._aiocoap.Message(code=getattr(self._aiocoap, method), uri=f"{self.uri}{path}", payload=payload, **told)
         except ValueError as err:
             raise AdapterError(f"{self.uri}{path} is no CoAP address: {err}") from err
 
-    def _send(self, message: Any, *, blockwise: bool) -> Any:
-        if self._context is None:
-            raise AdapterDisconnected(f"{self.uri}: not open")
-        self.requests += 1
-        return self._context.request(message, handle_blockwise=blockwise)
+
+class _Newest:
+    """Which notifications are newer than those before (RFC 7641, section 3.4). `first` is None when there will be none."""
+
+    def __init__(self, first: int | None) -> None:
+        self._number, self._at_s = first or 0, time.monotonic()
+
+    def takes(self, number: int | None) -> bool:
+        ahead = ((number or 0) - self._number) % (1 << 24)
+        fresh = 0 < ahead < 1 << 23 or time.monotonic() > self._at_s + _OBSERVE_AGE_S
+        if fresh:
+            self._number, self._at_s = number or 0, time.monotonic()
+        return fresh
 
 
 def _answer(message: Any) -> Answer:
@@ -150,6 +218,7 @@ def _answer(message: Any) -> Answer:
 def _library() -> Any:
     try:
         import aiocoap
+        import aiocoap.pipe
     except ImportError as err:
         raise MissingDependency("aiocoap", "coap") from err
     return aiocoap
