@@ -6,6 +6,9 @@ TRAIN := .venv-train
 ARGS ?=
 WORKERS ?= -n auto --maxprocesses 4 --dist worksteal
 
+# Tests import onnxruntime directly too, and it would tell its maker.
+export ORT_DISABLE_TELEMETRY := 1
+
 .PHONY: demo test test-fast test-train test-guests check bench lock clean
 
 demo: $(VENV)/.demo
