@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from adapters.firmware.build import BOARDS, FOLDER, PROVISION_ADDRESS, Compiler, build, find_compiler
 from edge_runtime.errors import AdapterDisconnected, AdapterError, InputError, MissingDependency
+from edge_runtime.paths import socket_address
 
 INSTRUCTIONS_PER_TICK = 20
 """With `icount`, one instruction takes 1 ns of the node's time, and a tick of its clock is 20 ns."""
@@ -99,7 +100,7 @@ class Emulator:
         if provision is not None and len(provision) != 64:
             raise InputError(f"expected a provision page of 64 bytes, got {len(provision)}")
         self._program = find_emulator()
-        self._elf = elf or cached_firmware()
+        self._elf = (elf or cached_firmware()).resolve()
         self._icount = icount
         self._folder = tempfile.TemporaryDirectory(prefix="node-")
         self._provision = self._file("provision.bin", provision) if provision is not None else None
@@ -204,7 +205,7 @@ class Emulator:
     def _command(self, control: Path) -> list[str]:
         command = [self._program, "-M", "lm3s6965evb", "-kernel", str(self._elf), "-nodefaults", "-display", "none", "-monitor", "none"]
         command += ["-serial", f"tcp:127.0.0.1:{self.serial_port},server=on,wait=off,nodelay=on"]
-        command += ["-qmp", f"unix:{control},server=on,wait=off"]
+        command += ["-qmp", f"unix:{control.name},server=on,wait=off"]
         command += ["-device", "tmp105,id=sensor,address=0x48"]
         command += ["-nic", f"user,model=stellaris,hostfwd=udp:127.0.0.1:{self.coap_port}-{self._address()}:{_COAP}{self._network()}"]
         if self._provision is not None:
@@ -234,6 +235,7 @@ class Emulator:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
+                cwd=control.parent,
                 start_new_session=True,
             )
             try:
@@ -310,7 +312,8 @@ def _connect(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         link.settimeout(_ANSWER_TIMEOUT_S)
         try:
-            link.connect(str(path))
+            with socket_address(path) as address:
+                link.connect(address)
         except OSError as err:
             link.close()
             if process.poll() is not None:

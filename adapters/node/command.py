@@ -113,7 +113,7 @@ def _emulate(args: Namespace) -> int:
         folder = (args.keep or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         stream = sys.stderr if args.json else sys.stdout
-        outcome = asyncio.run(emulate(folder, args.duration, lambda line: print(line, file=stream, flush=True)))
+        outcome = emulate(folder, args.duration, lambda line: print(line, file=stream, flush=True))
     _tell(args, msgspec.to_builtins(outcome) | {"ok": outcome.ok}, outcome.table())
     return 0 if outcome.ok else 1
 

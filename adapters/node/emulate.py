@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from adapters.firmware.emulator import Emulator
-from edge_runtime.demo.stage import GatewayStage
+from edge_runtime.demo.stage import GatewayStage, run
 from edge_runtime.errors import DeadlineExceeded, EdgeRuntimeError, InputError
 
 ROOM_CELSIUS, HOT_CELSIUS = 21.5, 82.5
@@ -104,11 +104,15 @@ class Outcome(msgspec.Struct, frozen=True):
 Say = Callable[[str], None]
 
 
-async def emulate(folder: Path, duration_s: float, say: Say) -> Outcome:
+def emulate(folder: Path, duration_s: float, say: Say) -> Outcome:
     """Heats and cools the node until the time is over, at least once; ends with the gateway's death, of which the node knows by its leases.
 
     Raises MissingEmulator, MissingCompiler.
     """
+    return run(_emulate(folder, duration_s, say))
+
+
+async def _emulate(folder: Path, duration_s: float, say: Say) -> Outcome:
     begun = time.monotonic()
     node = await asyncio.to_thread(Emulator)
     stage = GatewayStage(folder)

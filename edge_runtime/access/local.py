@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 
 from edge_runtime.errors import EdgeRuntimeError, InputError
+from edge_runtime.paths import socket_address
 
 SOCKET_NAME = "edge-runtime.sock"
 _MAX_HEAD_BYTES = 8192
@@ -42,7 +43,8 @@ class LocalApi:
     async def start(self) -> None:
         """Binds the socket, replacing one left by a killed process (the store's lock already excludes a living one)."""
         self._path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_MAX_HEAD_BYTES)
+        with socket_address(self._path) as address:
+            self._server = await asyncio.start_unix_server(self._serve, address, limit=_MAX_HEAD_BYTES)
         self._path.chmod(0o660)
 
     async def stop(self) -> None:
@@ -86,7 +88,8 @@ def ask(state_dir: Path, target: str, method: str = "GET", timeout_s: float = _T
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(timeout_s)
         try:
-            connection.connect(str(state_dir / SOCKET_NAME))
+            with socket_address(state_dir / SOCKET_NAME) as address:
+                connection.connect(address)
         except OSError as err:
             raise ConnectionError(f"no gateway is running on {state_dir} ({err.strerror}); start one: edge-runtime run") from err
         connection.sendall(f"{method} {target} HTTP/1.1\r\nHost: local\r\n\r\n".encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import socket
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.demo.fleet import FleetStage
+from edge_runtime.demo.stage import run
 from edge_runtime.demo.story import Event, Outcome, Story
 from edge_runtime.errors import EdgeRuntimeError, MissingDependency
 
@@ -42,7 +42,7 @@ class Command:
             directory.mkdir(parents=True, exist_ok=True)
             stage = FleetStage(directory.resolve(), args.port or _free_port(), args.broker)
             story = Story(stage, args.duration, _observer(args, stack))
-            outcome, problems = asyncio.run(_play(stage, story))
+            outcome, problems = run(_play(stage, story))
         return _finish(args, story, outcome, problems)
 
 

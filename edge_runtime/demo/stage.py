@@ -9,12 +9,12 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_runtime.access.local import ask
 from edge_runtime.demo.node import ROOM_CELSIUS, EmulatedNode
@@ -23,6 +23,8 @@ from edge_runtime.store import read_boots, read_drops
 
 GATEWAY = "gw-demo"
 _START_TIMEOUT_S = 30.0
+
+T = TypeVar("T")
 
 _GATEWAY_FILE = """\
 schema: 1
@@ -49,6 +51,20 @@ class SinkCount:
     rows: int
     duplicates: int
     missing: int
+
+
+def run(story: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run that SIGTERM and a closed terminal end as Ctrl-C does: with all that the story started."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        return asyncio.run(story)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass
@@ -205,6 +221,13 @@ class Stage(GatewayStage):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._broker_pid, signal.SIGKILL)
         await super().kill(name)
+
+    async def close(self) -> None:
+        """The emulator tidies up after itself; the rest is killed."""
+        if "node" in self.processes:
+            with contextlib.suppress(DeadlineExceeded):
+                await self.stop("node")
+        await super().close()
 
     def compare(self) -> SinkCount:
         """Looks up in the controller's database every record number that the gateway's disk has committed and not dropped."""

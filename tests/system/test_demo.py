@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from adapters.firmware.build import find_compiler
@@ -61,6 +64,24 @@ def test_the_demo_loses_nothing(broker: str) -> None:
     ledger = document["ledger"]
     assert ledger["offered"] == ledger["delivered"] == document["sink"]["rows"]
     assert (ledger["pending"], ledger["dropped"], document["sink"]["missing"], document["sink"]["duplicates"]) == (0, {}, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_a_demo_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_runtime", "demo", "--no-console", "--broker", "amqtt"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as demo:
+        assert demo.stderr is not None
+        told = demo.stderr.readline()
+        assert "are running" in told
+        children = psutil.Process(demo.pid).children(recursive=True)
+        demo.send_signal(number)
+        demo.communicate(timeout=30)
+    assert demo.returncode == 130
+    assert len(children) >= 3
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
