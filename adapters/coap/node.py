@@ -26,8 +26,8 @@ from adapters.node.messages import (
 from edge_runtime.errors import AdapterError
 
 _STATUS_OF_CODE = {
-    (4, 0): Status.MALFORMED, (4, 1): Status.SIGNATURE, (4, 4): Status.UNKNOWN, (4, 5): Status.UNKNOWN, (4, 8): Status.OFFSET,
-    (4, 9): Status.STATE, (4, 13): Status.TOO_LARGE, (5, 3): Status.HARDWARE,
+    (4, 0): Status.MALFORMED, (4, 1): Status.SIGNATURE, (4, 3): Status.FORBIDDEN, (4, 4): Status.UNKNOWN, (4, 5): Status.UNKNOWN,
+    (4, 8): Status.OFFSET, (4, 9): Status.STATE, (4, 13): Status.TOO_LARGE, (5, 3): Status.HARDWARE,
 }  # fmt: skip
 
 

@@ -84,6 +84,7 @@ class Status(IntEnum):
     MALFORMED = -8
     HARDWARE = -9
     UNSUPPORTED = -10
+    FORBIDDEN = -11  # over CoAP only
 
 
 _REASONS = {
@@ -97,6 +98,7 @@ _REASONS = {
     Status.MALFORMED: "the request has the wrong length or a value out of range",
     Status.HARDWARE: "the sensor does not answer: look at its wiring and address",
     Status.UNSUPPORTED: "the model uses something that this firmware does not know",
+    Status.FORBIDDEN: "its page in flash keeps CoAP from this (node provision --readonly): use the UART",
 }
 
 

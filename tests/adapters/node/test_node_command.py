@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from adapters.firmware.emulator import Emulator
 from edge_runtime.cli.main import main
 from models.export_c.export import export
 from models.zoo import path as zoo_path
@@ -120,6 +121,20 @@ def test_a_page_makes_a_node_ones_own(capsys: pytest.CaptureFixture[str], tmp_pa
         code, _, err = printed(capsys, *command, *wrong)
         assert code == 2
         assert wrong[0] in err
+
+
+@pytest.mark.slow
+def test_a_readonly_node_takes_models_over_its_uart_only(board: object, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page, key = tmp_path / "node-7.bin", tmp_path / "node-7.key"
+    assert printed(capsys, "provision", "--id", "7", "--address", "192.168.7.20/24", "--readonly", "--out", str(page))[0] == 0
+    model = tmp_path / "thermal.ern"
+    model.write_bytes(export(zoo_path("thermal"), version=2, key=key.read_bytes()).data)
+    with Emulator(provision=page.read_bytes()) as node:
+        code, _, err = printed(capsys, "push-model", str(model), "--uri", f"coap://127.0.0.1:{node.coap_port}")
+        assert code == 1
+        assert "use the UART" in err
+        code, told, _ = printed(capsys, "push-model", str(model), "--port", node.serial_url)
+        assert (code, told["phase"]) == (0, "confirmed")
 
 
 def test_flashing_says_what_it_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
