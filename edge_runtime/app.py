@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime import __version__
+from edge_runtime.access.address import is_loopback, parse_listen
 from edge_runtime.access.local import SOCKET_NAME, LocalApi
 from edge_runtime.access.status import StatusReport
 from edge_runtime.actuation.driver import Output
 from edge_runtime.clock import SystemClock
 from edge_runtime.config.check import absolute_options
 from edge_runtime.config.deployment import Deployment
-from edge_runtime.config.gateway import BrokerSpec, GatewayFile
+from edge_runtime.config.gateway import COAP_SERVER, BrokerSpec, CoapSpec, GatewayFile
 from edge_runtime.deploy.disk import Disk
 from edge_runtime.deploy.health import Totals, Watch
 from edge_runtime.deploy.incoming import Incoming
@@ -29,12 +30,12 @@ from edge_runtime.deploy.updates import FACTORY, Runtime, Updates
 from edge_runtime.errors import EdgeRuntimeError, InputError
 from edge_runtime.loop import LocalLoop
 from edge_runtime.ports import Actuators, PlatformAdapter, Uplink
-from edge_runtime.registry import ADAPTERS, SYNC_TRANSPORTS, load
+from edge_runtime.registry import ADAPTERS, SERVERS, SYNC_TRANSPORTS, load
 from edge_runtime.service import Notifier
 from edge_runtime.serving import GraphCache, Served, note_serving, open_models, serve, unserved
 from edge_runtime.store import Store
 from edge_runtime.supervision import AdapterSupervisor, Supervision
-from edge_runtime.types import ChannelInfo, DesiredDeployment, LinkSettings, Notice, ReportedDeployment
+from edge_runtime.types import ChannelInfo, ChannelKind, DesiredDeployment, LinkSettings, Notice, ReportedDeployment, ServerSettings
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,6 @@ class Gateway:
             name: load(ADAPTERS, spec.driver)(name, absolute_options(spec.options, config_dir), self.clock)
             for name, spec in config.adapters.items()
         }
-        self.supervisors = {name: self._supervise(name, adapter) for name, adapter in self.adapters.items()}
         self.served = Served({}, {}, {})
         self.ready = False
         self._units: dict[tuple[str, str], str] = {}
@@ -94,6 +94,9 @@ class Gateway:
         self._changes = asyncio.Lock()
         self._notifier = Notifier()
         self._status = StatusReport(self)
+        if config.coap is not None:
+            self.adapters[COAP_SERVER] = self._build_server(config.coap)
+        self.supervisors = {name: self._supervise(name, adapter) for name, adapter in self.adapters.items()}
         self.uplink = _build_uplink(config, config_dir, self)
         self._api = LocalApi(state_dir / SOCKET_NAME, self._status.routes())
 
@@ -296,6 +299,13 @@ class Gateway:
         report = Supervision(self._adapter_opened, self._adapter_lost, lambda name: self._notice("source_ended", name, ""))
         return AdapterSupervisor(name, adapter, {}, self.loop.ingest.sink(name), report)
 
+    def _build_server(self, spec: CoapSpec) -> PlatformAdapter:
+        settings = server_settings(spec)
+        if not is_loopback(settings.host):
+            log.warning("coap resources are served in clear at=%s:%d: whoever reaches it reads them", settings.host, settings.port)
+        server: PlatformAdapter = load(SERVERS, "coap")(COAP_SERVER, settings, self.clock, self._status)
+        return server
+
     def _adapter_opened(self, name: str, channels: Sequence[ChannelInfo]) -> None:
         units = {(name, info.channel): info.unit for info in channels}
         if any(self._units.get(key) != unit for key, unit in units.items()):
@@ -411,6 +421,16 @@ def _build_uplink(config: GatewayFile, base: Path, gateway: Gateway) -> Uplink |
         settings, gateway.store.outbox, gateway.clock, gateway._status.report, gateway.link_changed, gateway
     )
     return uplink
+
+
+def server_settings(spec: CoapSpec) -> ServerSettings:
+    """The section `coap` as the server takes it. Raises InputError."""
+    host, port = parse_listen(spec.listen, "coap.listen")
+    pushed = tuple(
+        ChannelInfo(name, ChannelKind.STREAMING, channel.unit, minimum=channel.minimum, maximum=channel.maximum)
+        for name, channel in spec.ingest.items()
+    )
+    return ServerSettings(host=host, port=port, pushed=pushed, max_observers=spec.max_observers, notify_interval_s=spec.notify_interval_s)
 
 
 def link_settings(

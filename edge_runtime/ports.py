@@ -25,6 +25,7 @@ from edge_runtime.types import (
     ProbeReport,
     ReportedDeployment,
     Sample,
+    ServerSettings,
     TensorInfo,
 )
 
@@ -365,6 +366,26 @@ class DeploymentHost(Protocol):
     async def deployment_changed(self) -> None:
         """Returns after the next change of what `reported` tells, once that is on disk."""
         ...
+
+
+Document = Callable[[Mapping[str, str]], Any]
+"""Takes a query; returns plain values. Raises InputError for a query that does not fit."""
+
+
+class GatewayView(Protocol):
+    """A running gateway as a server shows it to machines nearby. Nothing here changes anything."""
+
+    def documents(self) -> Mapping[str, Document]:
+        """By path, as the local API gives them; `/readings` and `/actuators` by name, or one of them with the query `name`."""
+        ...
+
+    def watch(self, changed: Callable[[str], None]) -> Callable[[], None]:
+        """Calls `changed` with the path of what is new: `/decisions`, `/readings/NAME`, `/actuators/NAME`; returns its end."""
+        ...
+
+
+ServerFactory = Callable[[str, ServerSettings, Clock, GatewayView], PlatformAdapter]
+"""`(instance name, settings, clock, view)`. Entry point group `edge_runtime.servers`. What is pushed to the server, it streams."""
 
 
 UplinkFactory = Callable[[LinkSettings, Outbox, Clock, StateReport, Callable[[bool, str], None], DeploymentHost], Uplink]

@@ -12,6 +12,7 @@ ADAPTERS = "edge_runtime.adapters"
 MODEL_BACKENDS = "edge_runtime.model_backends"
 MODEL_STORES = "edge_runtime.model_stores"
 SYNC_TRANSPORTS = "edge_runtime.sync_transports"
+SERVERS = "edge_runtime.servers"
 EXAMINATIONS = "edge_runtime.examinations"
 COMMANDS = "edge_runtime.commands"
 

@@ -293,3 +293,13 @@ class LinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     trust_root: str | None = None  # the first root metadata; None: pushed deployments are not taken
     controller_url: str | None = None  # https://host:port of the controller's API, for renewal and large downloads
     controller_ca: str | None = None
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server for machines nearby listens, and what may be pushed to it."""
+
+    host: str
+    port: int
+    pushed: tuple[ChannelInfo, ...] = ()  # streaming channels
+    max_observers: int = 64
+    notify_interval_s: float = 1.0  # least time between two notifications of one resource

@@ -2,6 +2,9 @@
 
     GET  /status            slots, adapters, link, queues, latest readings
     GET  /ledger            the accounting
+    GET  /readings          the latest of every sensor, or of one: /readings?name=N
+    GET  /decisions         how many rules changed since the start, and the last one
+    GET  /actuators         their states and causes, or those of one: /actuators?name=N
     GET  /explain?rule=R    why a rule holds or does not, now
     POST /flag?name=N&value=true|false   sets a deployment flag such as `maintenance`
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy as np
 from edge_runtime import __version__
 from edge_runtime.access.local import Route
 from edge_runtime.errors import InputError
+from edge_runtime.ports import Document
 from edge_runtime.types import Action, Decision, Inference, Quality, Reading
 
 if TYPE_CHECKING:
@@ -28,20 +29,42 @@ class StatusReport:
         self._begun_ns = gateway.clock.monotonic_ns()
         self._inferences: dict[str, tuple[Inference, int]] = {}
         self._decisions: deque[Decision] = deque(maxlen=_RECENT)
+        self._decided = 0
         self._actions: dict[str, Action] = {}
         bus = gateway.loop.bus
         bus.subscribe(Inference, self._on_inference)
-        bus.subscribe(Decision, self._decisions.append)
+        bus.subscribe(Decision, self._on_decision)
         bus.subscribe(Action, self._on_action)
 
     def routes(self) -> Mapping[tuple[str, str], Route]:
         """What the local API serves."""
+        return {**{("GET", path): _route(document) for path, document in self.documents().items()}, ("POST", "/flag"): self._set_flag}
+
+    def documents(self) -> Mapping[str, Document]:
+        """What can be read, by path; see `edge_runtime.ports.GatewayView`."""
         return {
-            ("GET", "/status"): self._get_status,
-            ("GET", "/ledger"): self._get_ledger,
-            ("GET", "/explain"): self._get_explanation,
-            ("POST", "/flag"): self._set_flag,
+            "/status": lambda query: self.status(),
+            "/ledger": lambda query: self._gateway.store.ledger().as_dict(),
+            "/explain": self._explanation,
+            "/readings": lambda query: _one_or_all(self._channels(), query, "sensor that has spoken is called"),
+            "/decisions": lambda query: {"count": self._decided, "last": self._decisions[-1] if self._decisions else None},
+            "/actuators": lambda query: _one_or_all(self._actuators(), query, "actuator is called"),
         }
+
+    def watch(self, changed: Callable[[str], None]) -> Callable[[], None]:
+        """See `edge_runtime.ports.GatewayView`."""
+        bus = self._gateway.loop.bus
+        ends = (
+            bus.subscribe(Reading, lambda reading: changed(f"/readings/{reading.channel}")),
+            bus.subscribe(Decision, lambda decision: changed("/decisions")),
+            bus.subscribe(Action, lambda action: changed(f"/actuators/{action.actuator}")),
+        )
+
+        def end() -> None:
+            for unsubscribe in ends:
+                unsubscribe()
+
+        return end
 
     def report(self) -> Mapping[str, Any]:
         """What goes to the controller as reported state."""
@@ -69,7 +92,7 @@ class StatusReport:
             "ledger": {**gateway.store.ledger().as_dict(), "kept_local": gateway.loop.recorder.kept_local},
             "ingest": {"samples": gateway.loop.ingest.counters.samples, "unbound": gateway.loop.ingest.counters.unbound},
             "adapters": self._adapters(),
-            "channels": {name: _channel(reading, now_ns) for name, reading in gateway.loop.ingest.latest.items()},
+            "channels": self._channels(),
             "pipelines": {name: _inference(inference, count) for name, (inference, count) in self._inferences.items()},
             "actuators": self._actuators(),
             "flags": dict(gateway.loop.flags),
@@ -116,6 +139,10 @@ class StatusReport:
             for name, supervisor in self._gateway.supervisors.items()
         }
 
+    def _channels(self) -> dict[str, Any]:
+        now_ns = self._gateway.clock.monotonic_ns()
+        return {name: _channel(reading, now_ns) for name, reading in self._gateway.loop.ingest.latest.items()}
+
     def _actuators(self) -> dict[str, Any]:
         document = {}
         for name, state in self._gateway.loop.actuation.states().items():
@@ -132,16 +159,14 @@ class StatusReport:
         _, count = self._inferences.get(inference.pipeline, (inference, 0))
         self._inferences[inference.pipeline] = (inference, count + 1)
 
+    def _on_decision(self, decision: Decision) -> None:
+        self._decisions.append(decision)
+        self._decided += 1
+
     def _on_action(self, action: Action) -> None:
         self._actions[action.actuator] = action
 
-    async def _get_status(self, query: Mapping[str, str]) -> Any:
-        return self.status()
-
-    async def _get_ledger(self, query: Mapping[str, str]) -> Any:
-        return self._gateway.store.ledger().as_dict()
-
-    async def _get_explanation(self, query: Mapping[str, str]) -> Any:
+    def _explanation(self, query: Mapping[str, str]) -> Any:
         rules = {rule.rule: rule for rule in self._gateway.deployment.rules}
         name = query.get("rule", "")
         if name not in rules:
@@ -161,6 +186,22 @@ class StatusReport:
             raise InputError(f"value: expected `true` or `false`, got `{value}`")
         self._gateway.loop.set_flag(name, value == "true")
         return {"flags": dict(self._gateway.loop.flags)}
+
+
+def _route(document: Document) -> Route:
+    async def route(query: Mapping[str, str]) -> Any:
+        return document(query)
+
+    return route
+
+
+def _one_or_all(documents: Mapping[str, Any], query: Mapping[str, str], what: str) -> Any:
+    name = query.get("name")
+    if name is None:
+        return documents
+    if name not in documents:
+        raise InputError(f"no {what} `{name[:64]}` (known: {', '.join(documents) or 'none'})")
+    return documents[name]
 
 
 def _channel(reading: Reading, now_ns: int) -> dict[str, Any]:

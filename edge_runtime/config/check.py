@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edge_runtime.access.address import is_loopback, parse_listen
 from edge_runtime.clock import VirtualClock
 from edge_runtime.config.deployment import Deployment, PipelineSpec
-from edge_runtime.config.gateway import GatewayFile
+from edge_runtime.config.gateway import COAP_SERVER, GatewayFile
 from edge_runtime.config.load import decode, read
 from edge_runtime.config.positions import Document, parse_document
 from edge_runtime.config.references import manifest_labels, manifest_of, resolve_model
@@ -90,9 +91,13 @@ def _check_gateway(document: Document, path: Path, models: Path | None) -> list[
     for name, spec in config.adapters.items():
         _try(document, f"adapters.{name}.driver", lambda driver=spec.driver: find(ADAPTERS, driver))  # type: ignore[misc]
         _try(document, f"adapters.{name}.options", lambda name=name: _build_adapter(config, name, path.parent))  # type: ignore[misc]
+    served = _check_coap(document, config)
     for section, bindings in (("sensors", config.sensors), ("actuators", config.actuators)):
         for name, binding in bindings.items():
-            if binding.adapter not in config.adapters:
+            if binding.adapter == COAP_SERVER and section == "sensors" and config.coap is not None:
+                if binding.channel not in served:
+                    document.report(f"sensors.{name}.channel", _unknown("channel of coap.ingest", binding.channel, served))
+            elif binding.adapter not in config.adapters:
                 document.report(f"{section}.{name}.adapter", _unknown("adapter", binding.adapter, config.adapters))
     for name, sensor in config.sensors.items():
         if sensor.unit is not None:
@@ -102,6 +107,25 @@ def _check_gateway(document: Document, path: Path, models: Path | None) -> list[
     if config.deployment is not None:
         problems += check_file(path.parent / config.deployment, config, models)
     return problems
+
+
+def _check_coap(document: Document, config: GatewayFile) -> Collection[str]:
+    """The channels that readings may be pushed to."""
+    spec = config.coap
+    if spec is None:
+        return ()
+    if COAP_SERVER in config.adapters:
+        document.report(f"adapters.{COAP_SERVER}", "this name is taken by the section `coap`; rename the adapter")
+    listen = _try(document, "coap.listen", lambda: parse_listen(spec.listen, "coap.listen"))
+    if listen is not None and not is_loopback(listen[0]):
+        message = f"{listen[0]} is reached from outside, and CoAP here is not encrypted: whoever reaches it reads the status"
+        message += ", and pushes readings" if spec.ingest else ""
+        document.report("coap.listen", f"{message}; keep it within a network that you trust", fatal=False)
+    for name, channel in spec.ingest.items():
+        _try(document, f"coap.ingest.{name}.unit", lambda unit=channel.unit: parse_unit(unit) if unit else None)  # type: ignore[misc]
+        if channel.minimum is not None and channel.maximum is not None and channel.minimum >= channel.maximum:
+            document.report(f"coap.ingest.{name}.minimum", f"expected less than maximum {channel.maximum:g}, got {channel.minimum:g}")
+    return spec.ingest
 
 
 def _check_broker(document: Document, config: GatewayFile, base: Path) -> None:

@@ -11,6 +11,10 @@ from edge_runtime.config.deployment import Name, Seconds, _Document
 Identifier = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="letters, digits, _ . -; no / + #")]
 
 
+COAP_SERVER = "coap_server"
+"""The adapter that sensors bind readings pushed over CoAP by."""
+
+
 class Identity(_Document, frozen=True, kw_only=True):
     """Who this gateway is; names in topics."""
 
@@ -88,6 +92,26 @@ class StoreSpec(_Document, frozen=True, kw_only=True):
     models_max_bytes: Annotated[int, msgspec.Meta(ge=1_048_576)] = 1024 * 1024 * 1024  # and as much for optimised graphs
 
 
+class IngestSpec(_Document, frozen=True, kw_only=True):
+    """One channel that a reading may be pushed to; a value outside the bounds is refused."""
+
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class CoapSpec(_Document, frozen=True, kw_only=True):
+    """The gateway's own CoAP resources. Not encrypted: whoever reaches the address reads them, and pushes to what `ingest` names.
+
+    Sensors bind pushed channels as `adapter: coap_server`.
+    """
+
+    listen: str = "127.0.0.1:5683"
+    ingest: dict[Name, IngestSpec] = {}
+    max_observers: Annotated[int, msgspec.Meta(ge=0, le=256)] = 64
+    notify_interval_s: Seconds = 1.0
+
+
 class LogSpec(_Document, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     style: Literal["text", "json"] = "text"
@@ -103,6 +127,7 @@ class GatewayFile(_Document, frozen=True, kw_only=True):
     actuators: dict[Name, ActuatorBinding] = {}
     broker: BrokerSpec | None = None
     controller: ControllerSpec = ControllerSpec()
+    coap: CoapSpec | None = None
     store: StoreSpec = StoreSpec()
     log: LogSpec = LogSpec()
     deployment: str | None = None  # the factory deployment, relative to this file
