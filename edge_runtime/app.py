@@ -92,7 +92,7 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._reload_asked = asyncio.Event()
         self._changes = asyncio.Lock()
-        self._notifier = Notifier()
+        self._notifier = Notifier.from_environment()
         self._status = StatusReport(self)
         if config.coap is not None:
             self.adapters[COAP_SERVER] = self._build_server(config.coap)
@@ -359,15 +359,20 @@ class Gateway:
         while True:
             await self._reload_asked.wait()
             self._reload_asked.clear()
-            if self.updates.running.slot != FACTORY:
-                log.warning("reload refused: revision %d was pushed and is in force", self._deployment.revision)
-                self._notice("deployment_refused", "factory", f"revision {self._deployment.revision} was pushed and is in force")
-                continue
-            try:
-                await self.change(*await asyncio.to_thread(self._source))
-            except InputError as err:
-                log.error("reload refused: %s", err)
-                self._notice("deployment_refused", str(self._deployment.revision), str(err))
+            self._notifier.reloading()
+            await self._reload()
+            self._notifier.ready()
+
+    async def _reload(self) -> None:
+        if self.updates.running.slot != FACTORY:
+            log.warning("reload refused: revision %d was pushed and is in force", self._deployment.revision)
+            self._notice("deployment_refused", "factory", f"revision {self._deployment.revision} was pushed and is in force")
+            return
+        try:
+            await self.change(*await asyncio.to_thread(self._source))
+        except InputError as err:
+            log.error("reload refused: %s", err)
+            self._notice("deployment_refused", str(self._deployment.revision), str(err))
 
     async def _keep_uplink(self, uplink: Uplink) -> None:
         while True:
