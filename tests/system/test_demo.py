@@ -67,7 +67,7 @@ def test_the_demo_loses_nothing(broker: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_demo_that_is_stopped_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edge_runtime", "demo", "--no-console", "--broker", "amqtt"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
