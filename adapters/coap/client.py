@@ -41,7 +41,8 @@ class Answer(NamedTuple):
 class _Exchange:
     """One request on its way: what comes for it, and its end at once, with no task of aiocoap's that outlives it."""
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, context: Any) -> None:
+        self.context = context
         self._events: deque[Any] = deque(maxlen=_MOST_WAITING)
         self._arrived = asyncio.Event()
         self.stop: Callable[[], None] = pipe.on_event(self._take)
@@ -71,6 +72,8 @@ class CoapClient:
         self._timeout_s = timeout_s
         self._aiocoap: Any = None
         self._context: Any = None
+        self._opened = False
+        self._beginning = asyncio.Lock()
         self._interface: Any = None
         self._remote: Any = None
 
@@ -78,13 +81,13 @@ class CoapClient:
         """Takes a socket; says nothing yet. Raises MissingDependency without aiocoap."""
         await self.close()
         self._aiocoap = _library()
-        self._context = await self._aiocoap.Context.create_client_context()
+        self._opened = True
+        await self._begin()
 
     async def close(self) -> None:
         """May be called again."""
-        context, self._context, self._interface = self._context, None, None
-        if context is not None:
-            await context.shutdown()
+        self._opened = False
+        await self._abandon(self._context)
 
     async def get(self, path: str, *, blockwise: bool = True) -> Answer:
         """With `blockwise` the whole of it, at most 1 MiB; without, what one datagram holds. Raises AdapterError when it is more."""
@@ -157,23 +160,40 @@ class CoapClient:
                 return await exchange.next()
         except TimeoutError as err:
             self.timeouts += 1
+            await self._abandon(exchange.context)
             raise AdapterDisconnected(f"{self.uri} did not answer within {self._timeout_s:g} s") from err
         except (self._aiocoap.error.Error, OSError) as err:
             self.timeouts += 1
             raise AdapterDisconnected(f"{self.uri}: {err or type(err).__name__}") from err
 
     async def _send(self, method: str, path: str, payload: bytes = b"", **options: Any) -> _Exchange:
-        if self._context is None:
+        if not self._opened:
             raise AdapterDisconnected(f"{self.uri}: not open")
+        await self._begin()
         message = self._message(method, path, payload, options)
         if self._interface is None:
             await self._resolve(message)
         message.remote = self._remote
         self.requests += 1
         pipe = self._aiocoap.pipe.Pipe(message, self._context.log)
-        exchange = _Exchange(pipe)
+        exchange = _Exchange(pipe, self._context)
         self._interface.request(pipe)
         return exchange
+
+    async def _begin(self) -> None:
+        async with self._beginning:
+            if self._context is None:
+                context = await self._aiocoap.Context.create_client_context()
+                if not self._opened:
+                    await context.shutdown()
+                    raise AdapterDisconnected(f"{self.uri}: closed")
+                self._context = context
+
+    async def _abandon(self, context: Any) -> None:
+        """Lets a socket go with all that is under way on it: aiocoap holds back what is sent after a request that is not acknowledged."""
+        if context is not None and context is self._context:
+            self._context = self._interface = None
+            await context.shutdown()
 
     async def _resolve(self, message: Any) -> None:
         """The address is looked up once for as long as the client is open."""
