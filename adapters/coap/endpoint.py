@@ -118,25 +118,27 @@ class Endpoint(asyncio.DatagramProtocol):
 
     def _take_request(self, message: Message, addr: Address) -> None:
         now_ns = self._clock.monotonic_ns()
+        if not self._affords(now_ns):
+            self.counters["overload_dropped"] += 1
+            return
         kept = self._replies.get((addr, message.id))
         if kept is not None and now_ns - kept.at_ns < _EXCHANGE_LIFETIME_NS:
             self.counters["duplicates"] += 1
             self._send(kept.reply, addr)
-            return
-        if not self._affords(now_ns):
-            self.counters["overload_dropped"] += 1
-            return
-        self.counters["requests"] += 1
-        reply = self._handler(message, addr)
-        if message.type is Type.CON:
-            data = encode(reply._replace(type=Type.ACK, id=message.id))
         else:
-            data = encode(reply._replace(type=Type.NON, id=self._take_id()))
+            self.counters["requests"] += 1
+            self._reply(message, addr, now_ns)
+        self._budget_ns -= self._clock.monotonic_ns() - now_ns
+
+    def _reply(self, message: Message, addr: Address, now_ns: int) -> None:
+        reply = self._handler(message, addr)
+        type_, id_ = (Type.ACK, message.id) if message.type is Type.CON else (Type.NON, self._take_id())
+        data = encode(reply._replace(type=type_, id=id_))
         self._send(data, addr)
         self._replies[addr, message.id] = _Kept(now_ns, data)
+        self._replies.move_to_end((addr, message.id))
         if len(self._replies) > _MOST_REPLIES:
             self._replies.popitem(last=False)
-        self._budget_ns -= self._clock.monotonic_ns() - now_ns
 
     def _affords(self, now_ns: int) -> bool:
         """Requests take at most a fifth of the loop's time, so that a flood of them keeps no actuator waiting."""

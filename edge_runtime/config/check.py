@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from edge_runtime.access.address import is_loopback, parse_listen
 from edge_runtime.clock import VirtualClock
 from edge_runtime.config.deployment import Deployment, PipelineSpec
-from edge_runtime.config.gateway import COAP_SERVER, GatewayFile
+from edge_runtime.config.gateway import COAP_SERVER, GatewayFile, SensorBinding
 from edge_runtime.config.load import decode, read
 from edge_runtime.config.positions import Document, parse_document
 from edge_runtime.config.references import manifest_labels, manifest_of, resolve_model
@@ -340,11 +340,17 @@ def _check_bindings(document: Document, deployment: Deployment, gateway: Gateway
         binding = gateway.sensors.get(name)
         if binding is None:
             document.report(f"sensors.{name}", f"the gateway file binds no channel to `{name}`; add it under sensors: there")
-        elif binding.unit and spec.unit:
-            _try(document, f"sensors.{name}.unit", lambda a=binding.unit, b=spec.unit: conversion(a, b))  # type: ignore[misc]
+        elif (unit := binding.unit or _pushed_unit(gateway, binding)) and spec.unit:
+            _try(document, f"sensors.{name}.unit", lambda a=unit, b=spec.unit: conversion(a, b))  # type: ignore[misc]
     for name in deployment.actuators:
         if name not in gateway.actuators:
             document.report(f"actuators.{name}", f"the gateway file binds no channel to `{name}`; add it under actuators: there")
+
+
+def _pushed_unit(gateway: GatewayFile, binding: SensorBinding) -> str:
+    """The unit of a channel that readings are pushed to; empty for one of an adapter, which tells it when it is open."""
+    pushed = gateway.coap.ingest.get(binding.channel) if gateway.coap is not None and binding.adapter == COAP_SERVER else None
+    return pushed.unit if pushed is not None else ""
 
 
 # -- common ---------------------------------------------------------------------------------------------------------------

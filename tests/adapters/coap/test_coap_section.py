@@ -67,6 +67,14 @@ def test_the_name_of_the_server_means_nothing_without_the_section(tmp_path: Path
     assert "no adapter `coap_server`" in str(check_files([path])[0])
 
 
+def test_a_pushed_unit_that_the_deployment_cannot_convert_is_found(tmp_path: Path) -> None:
+    (tmp_path / "gateway.yaml").write_text(FILE.format(**SOUND))
+    (tmp_path / "deployment.yaml").write_text("schema: 1\nrevision: 1\nsensors:\n  level: {unit: degC}\n")
+    [problem] = check_files([tmp_path / "deployment.yaml"], tmp_path / "gateway.yaml")
+    assert problem.key == "sensors.level.unit"
+    assert "cm" in problem.message
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [("127.0.0.1:5683", ("127.0.0.1", 5683)), ("localhost:1", ("127.0.0.1", 1)), ("[::1]:65535", ("::1", 65535)), ("[::]:9", ("::", 9))],
