@@ -16,7 +16,7 @@ from typing import Any
 
 UNIT = "edge-runtime.service"
 CGROUP = Path("/sys/fs/cgroup/system.slice") / UNIT
-DEADLINE_S = 150.0
+DEADLINE_S = 90.0
 PROPERTIES = (
     *("Type", "NotifyAccess", "ActiveState", "SubState", "Result", "NRestarts", "MainPID", "StatusText", "WatchdogUSec", "MemoryMax"),
     *("WatchdogTimestampMonotonic", "ControlGroup", "FragmentPath", "ExecMainStatus", "OOMPolicy"),
@@ -100,8 +100,8 @@ def hardware() -> None:
             tell("hardware", module=module, error=told)
     (bus,) = [path.parent for path in Path("/sys/bus/i2c/devices").glob("i2c-*/name") if "stub" in path.read_text()]
     number = bus.name.partition("-")[2]
-    run("i2cset", "-y", number, "0x48", "0x00", "0x8019", "w")
-    run("i2cset", "-y", number, "0x49", "0x00", "0x3012", "w")
+    run("i2cset", "-f", "-y", number, "0x48", "0x00", "0x8019", "w")
+    run("i2cset", "-f", "-y", number, "0x49", "0x00", "0x3012", "w")
     for chip in ("lm75 0x48", "ads1015 0x49"):
         (bus / "new_device").write_text(chip)
     temperature = channel("board", lambda value: 25 < value < 26)
@@ -120,10 +120,10 @@ def hardware() -> None:
         tank=volts,
         kernel=kernel,
     )
-    run("i2cset", "-y", number, "0x48", "0x00", "0x0030", "w")
+    run("i2cset", "-f", "-y", number, "0x48", "0x00", "0x0030", "w")
     hot = channel("board", lambda value: value > 40)
     rule = until("the rule board_hot", lambda: "board_hot" in status()["rules"]["active"])
-    run("i2cset", "-y", number, "0x48", "0x00", "0x80f5", "w")
+    run("i2cset", "-f", "-y", number, "0x48", "0x00", "0x80f5", "w")
     cold = channel("board", lambda value: value < 0)
     tell("moves", hot=hot, cold=cold, rule=rule)
     doctor = run("edge-runtime", "doctor")
