@@ -252,6 +252,8 @@ def debian(archive: Archive, image: Path) -> None:
         shutil.rmtree(image / unneeded, ignore_errors=True)
     for name in ("passwd", "group"):
         shutil.copy(image / f"usr/share/base-passwd/{name}.master", image / "etc" / name)
+    with (image / "etc/group").open("a") as groups:
+        groups.write("i2c:x:117:\n")
     (image / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
     (image / "etc/hostname").write_text("gateway\n")
     (image / "etc/systemd/system").mkdir(parents=True, exist_ok=True)

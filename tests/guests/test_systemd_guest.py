@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 QEMU = "qemu-system-x86_64"
 BOOT_S, BUILD_S = 600, 900
 APPEND = (
-    "rdinit=/usr/lib/systemd/systemd systemd.unit=multi-user.target systemd.mask=getty.target systemd.log_target=console "
+    "rdinit=/usr/lib/systemd/systemd systemd.unit=multi-user.target systemd.mask=getty.target "
     "systemd.journald.forward_to_console=1 console=ttyS0 net.ifnames=0 panic=-1"
 )
 MACHINE = ("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048", "-nodefaults", "-display", "none", "-no-reboot")
