@@ -36,7 +36,7 @@ OWN = "entities"
 """The device that this gateway's own entities are channels of."""
 
 _MAX_PACKET_BYTES = 8 * 1024 * 1024
-_MAX_ECHOES = 256
+_MAX_TO_SEND = 256
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +87,7 @@ class MqttAdapter:
         self._session: MqttSession | None = None
         self._tending: asyncio.Task[None] | None = None
         self._lost = f"{name}: not open"
-        self._echoes: deque[Publish] = deque(maxlen=_MAX_ECHOES)
+        self._to_send: deque[Publish] = deque(maxlen=_MAX_TO_SEND)
         self._spoke, self._grew, self._ended, self._news = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
         _check_devices(name, options)
 
@@ -199,13 +199,16 @@ class MqttAdapter:
                 continue
             self._take(device, profile, said, retained)
             if isinstance(profile, OwnEntities) and (echo := profile.echo(topic, payload)):
-                self._echoes.append(echo)
+                self._to_send.append(echo)
             if isinstance(profile, (OwnEntities, Discovery)):
                 self._news.set()
 
     def _take(self, device: str, profile: Profile, said: Sequence[Said | Presence], retained: bool) -> None:
         for item in said:
             if isinstance(item, Presence):
+                if item.online and f"{device}/{item.prefix}" in self._gone:
+                    self._to_send.extend(profile.hello())
+                    self._news.set()
                 self._present(f"{device}/{item.prefix}", item.online)
                 continue
             channel = f"{device}/{item.point.name}"
@@ -217,8 +220,7 @@ class MqttAdapter:
                 continue
             quality = Quality.BAD if item.value is None else Quality.UNCERTAIN if retained else Quality.GOOD
             self._pass(Sample(channel, item.value, quality=quality, wall_ns=item.wall_ns))
-        if said:
-            self._spoke.set()
+        self._spoke.set()
 
     def _know(self, channel: str, profile: Profile, point: Point) -> bool:
         known = self._channels.get(channel)
@@ -255,7 +257,7 @@ class MqttAdapter:
     # -- the link --------------------------------------------------------------------------------------------------------------
 
     async def _tend(self, session: MqttSession, subscribed: set[str]) -> None:
-        """Subscribes to what is announced and echoes what people moved while the link lasts, and tells when it has ended."""
+        """While the link lasts: subscribes to what is announced, echoes what people moved, asks who is back. Then tells of the end."""
         closed = asyncio.ensure_future(session.closed())
         try:
             while not closed.done():
@@ -268,8 +270,8 @@ class MqttAdapter:
                     break
                 self._news.clear()
                 subscribed = await self._subscribe(session, subscribed)
-                while self._echoes:
-                    await self._send(session, self._echoes.popleft())
+                while self._to_send:
+                    await self._send(session, self._to_send.popleft())
             self._end(f"{self.name}: {closed.result()}")
         except TransportError as err:
             self._end(f"{self.name}: {err}")
@@ -289,10 +291,10 @@ class MqttAdapter:
         await session.publish(message.topic, message.payload, qos=1, retain=message.retain)
 
     async def _hear_first(self) -> None:
-        """Until every device has spoken, or the time for that is over. Raises AdapterDisconnected when none has."""
+        """Until every device has told all that it has, or the time for that is over. Raises AdapterDisconnected when none has spoken."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._options.first_s):
-                while not self._lost and {channel.split("/")[0] for channel in self._channels} != set(self._profiles):
+                while not self._lost and not all(profile.complete for profile in self._profiles.values()):
                     self._spoke.clear()
                     await self._spoke.wait()
         if self._lost:
@@ -319,7 +321,9 @@ class MqttAdapter:
         return self._channels[channel]
 
     def _built(self) -> dict[str, Profile]:
-        profiles: dict[str, Profile] = {name: _profile(name, spec, self._asker) for name, spec in self._options.devices.items()}
+        profiles: dict[str, Profile] = {
+            name: _profile(name, spec, f"{self._asker}/{place}") for place, (name, spec) in enumerate(self._options.devices.items())
+        }
         if self._own is not None:
             profiles[OWN] = self._own
         return profiles

@@ -35,6 +35,7 @@ class Generic:
                 raise InputError(f"{name}.channels.{channel}.unit: `{spec.unit}` is not a known unit")
             if spec.pointer and not spec.pointer.startswith("/"):
                 raise InputError(f"{name}.channels.{channel}.pointer: expected a JSON pointer such as /sensors/0, got `{spec.pointer}`")
+        self.complete = True
         self._channels = dict(channels)
         self._availability = availability_topic
 

@@ -91,6 +91,11 @@ class Discovery:
         topics = sorted(self._readers)
         return (f"{self._prefix}/+/+/config", f"{self._prefix}/+/+/+/config", *topics)
 
+    @property
+    def complete(self) -> bool:
+        """Nobody says that all has been announced."""
+        return bool(self._entities)
+
     def hello(self) -> Sequence[Publish]:
         return ()
 
@@ -246,6 +251,7 @@ class OwnEntities:
 
     def __init__(self, prefix: str, identity: str, entities: Mapping[str, EntitySpec]) -> None:
         self._prefix, self._identity, self._entities = prefix, identity, entities
+        self.complete = True
         self._root = f"edge-runtime/{identity}"
         self.availability = f"{self._root}/online"
 

@@ -77,6 +77,11 @@ class Profile(Protocol):
         """The topics to listen to."""
         ...
 
+    @property
+    def complete(self) -> bool:
+        """Whether the device has told all that it has: from the answer to `hello`, not from what happened to change meanwhile."""
+        ...
+
     def hello(self) -> Sequence[Publish]:
         """What makes the device tell its whole state now."""
         ...

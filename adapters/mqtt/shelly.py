@@ -96,9 +96,10 @@ _GEN1_TRUTHS = (
 
 
 class ShellyGen2:
-    """One device of the second generation or later (Plus, Pro, Gen3, Gen4)."""
+    """One device of the second generation or later (Plus, Pro, Gen3, Gen4). Its answers come to `asker`, which no other device is told."""
 
     def __init__(self, prefix: str, asker: str) -> None:
+        self.complete = False
         self._prefix = prefix
         self._asker = asker
         self._number = 0
@@ -117,7 +118,9 @@ class ShellyGen2:
             return list(_component(topic.rpartition("/")[2], parse_object(payload), None))
         message = parse_object(payload)
         if topic == f"{self._asker}/rpc":
-            return _status(message.get("result"), None)
+            told = _status(message.get("result"), None)
+            self.complete = self.complete or bool(told)
+            return told
         if message.get("method") not in ("NotifyStatus", "NotifyFullStatus"):
             return ()
         params = message.get("params")
@@ -141,6 +144,7 @@ class ShellyGen1:
     """One device of the first generation."""
 
     def __init__(self, identity: str) -> None:
+        self.complete = False
         self._root = f"shellies/{identity}"
 
     @property
@@ -155,7 +159,9 @@ class ShellyGen1:
         if told == "online":
             return _presence(payload)
         if told in ("info", "status"):
-            return list(_gen1_status(parse_object(payload)))
+            status = list(_gen1_status(parse_object(payload)))
+            self.complete = True
+            return status
         return list(_gen1_value(told, text_of(payload)))
 
     def command(self, point: Point, state: str) -> Publish:

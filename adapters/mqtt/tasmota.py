@@ -8,6 +8,7 @@ from typing import Any
 
 from adapters.mqtt.points import BadPayload, Point, Presence, Publish, Said, known_unit, number, parse_object, text_of, truth
 
+_ASKED = ("STATUS10", "STATUS11")  # sensors, state
 _MAX_SENSORS = 64
 _POWER = re.compile(r"POWER(\d{0,2})")
 _UNITS = {
@@ -40,16 +41,22 @@ class Tasmota:
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
+        self._awaited = set(_ASKED)
 
     @property
     def filters(self) -> Sequence[str]:
         return (f"tele/{self._topic}/+", f"stat/{self._topic}/+")
 
+    @property
+    def complete(self) -> bool:
+        return not self._awaited
+
     def hello(self) -> Sequence[Publish]:
-        return tuple(Publish(f"cmnd/{self._topic}/STATUS", what) for what in (b"10", b"11"))
+        return tuple(Publish(f"cmnd/{self._topic}/STATUS", kind.removeprefix("STATUS").encode()) for kind in _ASKED)
 
     def hear(self, topic: str, payload: bytes) -> Sequence[Said | Presence]:
         kind = topic.rpartition("/")[2]
+        self._awaited.discard(kind)
         if kind == "LWT":
             there = truth(text_of(payload))
             if there is None:

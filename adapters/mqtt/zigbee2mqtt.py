@@ -41,6 +41,10 @@ class Zigbee2Mqtt:
     def filters(self) -> Sequence[str]:
         return (f"{self._base}/#",)
 
+    @property
+    def complete(self) -> bool:
+        return bool(self._devices)
+
     def hello(self) -> Sequence[Publish]:
         return ()
 

@@ -32,11 +32,12 @@ class Plug:
         self.prefix, self.port = prefix, port
         self.status = json.loads(json.dumps(STATUS))
         self.calls: list[dict[str, Any]] = []
+        self.silent_s = 0.0
         self.session: MqttSession
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        self.session = await client(self.port, "plug")
+        self.session = await client(self.port, self.prefix)
         await self.session.subscribe(f"{self.prefix}/rpc", self._called)
         await self.session.publish(f"{self.prefix}/online", b"true", retain=True)
 
@@ -72,6 +73,7 @@ class Plug:
             self._spawn(self.notify(output=call["params"]["on"]))
 
     async def _answer(self, call: dict[str, Any], result: Any) -> None:
+        await asyncio.sleep(self.silent_s)
         message = {"id": call["id"], "src": self.prefix, "dst": call["src"], "result": result}
         await self.session.publish(f"{call['src']}/rpc", json.dumps(message).encode())
 

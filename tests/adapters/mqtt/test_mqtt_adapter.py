@@ -100,6 +100,28 @@ async def test_a_shelly_tells_its_state_when_asked_and_its_changes_by_itself(plu
     await heard.stop()
 
 
+async def test_opening_waits_for_the_whole_state_though_changes_come_first(plug: Plug, adapt: Any) -> None:
+    plug.silent_s = 0.2
+    plug.speak()
+    adapter = await adapt(shelly(plug))
+    assert "plug/switch:0/energy" in {info.channel for info in adapter.channels()}
+
+
+async def test_two_devices_of_a_kind_are_not_taken_for_each_other(plug: Plug, adapt: Any) -> None:
+    other = Plug(plug.port, "shellyplus1pm-ddeeff")
+    other.status["switch:0"]["aenergy"]["total"] = 7.5
+    await other.start()
+    try:
+        adapter = await adapt({**shelly(plug), "other": {"profile": "shelly", "topic": other.prefix}})
+        heard = Heard(adapter)
+        await until(lambda: heard.last("plug/switch:0/energy") and heard.last("other/switch:0/energy"))
+        assert {sample.value for sample in heard.samples if sample.channel == "plug/switch:0/energy"} == {110.046}
+        assert {sample.value for sample in heard.samples if sample.channel == "other/switch:0/energy"} == {7.5}
+        await heard.stop()
+    finally:
+        await other.stop()
+
+
 async def test_a_relay_is_switched_and_its_own_word_is_its_state(plug: Plug, adapt: Any) -> None:
     adapter = await adapt(shelly(plug))
     assert await adapter.actuator_state("plug/switch:0") == "off"
@@ -119,8 +141,7 @@ async def test_a_device_that_is_gone_is_unknown_until_it_is_back(plug: Plug, ada
     assert await adapter.actuator_state("plug/switch:0") is None
     assert "gone: plug/" in adapter.health().detail
     await session.publish(f"{plug.prefix}/online", b"true", retain=True)
-    await plug.notify(voltage=230.0)
-    await until(lambda: heard.last("plug/switch:0/voltage").value == 230.0)
+    await until(lambda: heard.last("plug/switch:0/voltage").value == 232.8)  # it is asked anew
     assert "gone" not in adapter.health().detail
     await heard.stop()
 
