@@ -109,6 +109,7 @@ def test_sensors_of_the_kernel_are_found_and_read(told: Told) -> None:
     moves = told["moves"]
     assert (moves["hot"], moves["cold"]) == (48.0, -10.5)
     assert moves["rule"] is True
+    assert any(line.split() == ["ok", "sensors", "ads1015,", "lm75"] for line in told["doctor"]["lines"])
 
 
 def test_devices_are_closed_until_a_drop_in_opens_them(lines: list[dict[str, Any]]) -> None:
@@ -116,7 +117,7 @@ def test_devices_are_closed_until_a_drop_in_opens_them(lines: list[dict[str, Any
     assert (closed["case"], closed["result"]) == ("closed", "exit-code")
     assert "FileNotFoundError" in closed["journal"]
     assert (opened["case"], opened["result"]) == ("opened", "success")
-    assert "opened" in opened["journal"]
+    assert "True\nopened\n" in opened["journal"]
 
 
 def test_a_reload_reads_the_deployment_in_the_same_process(told: Told) -> None:
