@@ -321,9 +321,7 @@ class MqttAdapter:
         return self._channels[channel]
 
     def _built(self) -> dict[str, Profile]:
-        profiles: dict[str, Profile] = {
-            name: _profile(name, spec, f"{self._asker}/{place}") for place, (name, spec) in enumerate(self._options.devices.items())
-        }
+        profiles: dict[str, Profile] = {name: _profile(name, spec, self._asker) for name, spec in self._options.devices.items()}
         if self._own is not None:
             profiles[OWN] = self._own
         return profiles
@@ -355,8 +353,8 @@ def _check_devices(name: str, options: Options) -> None:
         raise InputError(f"{name}.options.devices: expected at least one device, or `entities`")
     for device, spec in options.devices.items():
         where = f"{name}.options.devices.{device}"
-        if not device or "/" in device or device == OWN:
-            raise InputError(f"{where}: expected a name without `/`, other than `{OWN}`")
+        if not device or any(letter in device for letter in "/+#") or device == OWN:
+            raise InputError(f"{where}: expected a name without / + #, other than `{OWN}`")
         if spec.profile == "generic":
             if not spec.channels:
                 raise InputError(f"{where}.channels: expected at least one channel")
