@@ -277,7 +277,7 @@ async def test_what_others_announce_to_home_assistant_becomes_channels(adapt: An
         ({"broker": "mqtt://x", "devices": {}}, "at least one device"),
         ({"broker": "mqtts://x", "devices": {"a": {"profile": "tasmota", "topic": "t"}}}, "mqtts:// needs the file of the authority"),
         ({"broker": "mqtt://x", "devices": {"a": {"profile": "tasmota", "topic": "#"}}}, r"without \+ and #"),
-        ({"broker": "mqtt://x", "devices": {"a/b": {"profile": "tasmota", "topic": "t"}}}, "a name without `/`"),
+        ({"broker": "mqtt://x", "devices": {"a/b": {"profile": "tasmota", "topic": "t"}}}, r"a name without / \+ #"),
         ({"broker": "mqtt://x", "devices": {"a": {"profile": "shelly", "topic": "t", "generation": 7}}}, "expected 1, or 2"),
         (
             {"broker": "mqtt://x", "devices": {"a": {"profile": "generic", "channels": {"c": {"topic": "t", "unit": "furlong"}}}}},
