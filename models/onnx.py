@@ -15,7 +15,7 @@ from edge_runtime.bundle import find_model
 from edge_runtime.errors import InputError, MissingDependency, ModelRefused
 from edge_runtime.ports import LoadedModel
 from edge_runtime.types import Array, TensorInfo
-from models.optimised import Key, OptimisedCache, cpu_flags, digest
+from models.optimised import Key, OptimisedCache, cpu_flags, digest, instruction_sets
 from models.runtime import Closed, Failures, InferenceRuntime, RuntimeModel
 from models.screening import onnx_facts
 
@@ -27,6 +27,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 _CPU = "CPUExecutionProvider"
 _WARNING, _ERROR = 2, 3
+_DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni"})
 _DTYPES = {"float": "float32", "double": "float64"}
 _LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
 
@@ -187,8 +188,9 @@ def _options(onnxruntime: Any, threads: int, level: Level) -> Any:
     options.log_severity_level = _WARNING
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    # Without VNNI, sums of U8 x S8 products would saturate at 16 bits: another answer on an older processor.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if instruction_sets().isdisjoint(_DOT_PRODUCTS):
+        # On older x86, sums of U8 x S8 products would saturate at 16 bits: another answer there. Asked for elsewhere, it halves the speed.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

@@ -122,15 +122,20 @@ def digest(path: Path) -> str:
 
 
 @cache
-def cpu_flags() -> str:
-    """A digest of the machine's architecture and instruction sets: a graph laid out for one CPU is not for another."""
-    flags = ""
+def instruction_sets() -> frozenset[str]:
+    """What the kernel says that this machine's processor has; empty where it does not say."""
     with suppress(OSError, UnicodeDecodeError):
         for line in _CPUINFO.read_text().splitlines():
             name, _, value = line.partition(":")
             if name.strip().lower() in ("flags", "features"):
-                flags = " ".join(sorted(value.split()))
-                break
+                return frozenset(value.split())
+    return frozenset()
+
+
+@cache
+def cpu_flags() -> str:
+    """A digest of the machine's architecture and instruction sets: a graph laid out for one CPU is not for another."""
+    flags = " ".join(sorted(instruction_sets()))
     return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:16]
 
 
