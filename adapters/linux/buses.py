@@ -1,8 +1,12 @@
-"""I2C and SPI from user space through the kernel's device files (Documentation/i2c/dev-interface.rst, Documentation/spi/spidev.rst)."""
+"""I2C and SPI from user space through the kernel's device files (Documentation/i2c/dev-interface.rst, Documentation/spi/spidev.rst).
+
+A controller that speaks SMBus only, as on most PCs, is asked in its transfers: registers as blocks of up to 32 bytes.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -12,8 +16,12 @@ from adapters.linux.gpio_uapi import Ioctl
 
 SPI_SPEED_HZ = 1_000_000
 
+_I2C_SLAVE = 0x0703
 _I2C_RDWR = 0x0707
+_I2C_SMBUS = 0x0720
 _I2C_READ = 1
+_SMBUS_BYTE, _SMBUS_BYTE_DATA, _SMBUS_I2C_BLOCK = 1, 2, 8
+_SMBUS_LONGEST = 32
 _SPI_TRANSFER = 0x40206B00
 
 
@@ -23,6 +31,10 @@ class _I2cMessage(ctypes.Structure):
 
 class _I2cMessages(ctypes.Structure):
     _fields_ = [("messages", ctypes.c_void_p), ("count", ctypes.c_uint32)]
+
+
+class _SmbusTransfer(ctypes.Structure):
+    _fields_ = [("read", ctypes.c_uint8), ("command", ctypes.c_uint8), ("size", ctypes.c_uint32), ("data", ctypes.c_void_p)]
 
 
 class _SpiTransfer(ctypes.Structure):
@@ -39,32 +51,70 @@ class _SpiTransfer(ctypes.Structure):
 
 
 class I2cDevice:
-    """One chip on a bus that is open."""
+    """One chip on a bus that is open. Every call raises OSError when the chip does not answer, or the controller cannot ask like that."""
 
     def __init__(self, descriptor: int, address: int, ioctl: Ioctl) -> None:
         self._descriptor, self._address, self._ioctl = descriptor, address, ioctl
+        self._smbus = False
 
     def write(self, data: bytes) -> None:
-        """Raises OSError when the chip does not answer."""
-        self._transfer([(0, ctypes.create_string_buffer(data, len(data)))])
+        """As they are, the register first."""
+        if not self._transferred([(0, ctypes.create_string_buffer(data, len(data)))]):
+            self._smbus_write(data)
 
     def read(self, count: int) -> bytes:
-        """What the chip says without being asked for a register. Raises OSError when it does not answer."""
+        """What the chip says without being asked for a register."""
         answer = ctypes.create_string_buffer(count)
-        self._transfer([(_I2C_READ, answer)])
-        return answer.raw
+        if self._transferred([(_I2C_READ, answer)]):
+            return answer.raw
+        if count != 1:
+            raise OSError(errno.EOPNOTSUPP, "the bus speaks SMBus only, and this chip needs I2C")
+        return self._smbus_transfer(_I2C_READ, 0, _SMBUS_BYTE, b"")[:1]
 
     def register(self, register: int, count: int) -> bytes:
-        """`count` bytes from a register on, in one transfer with a repeated start. Raises OSError when the chip does not answer."""
+        """`count` bytes from a register on, in one transfer with a repeated start; over SMBus in several, if they are more than 32."""
         answer = ctypes.create_string_buffer(count)
-        self._transfer([(0, ctypes.create_string_buffer(bytes([register]), 1)), (_I2C_READ, answer)])
-        return answer.raw
+        if self._transferred([(0, ctypes.create_string_buffer(bytes([register]), 1)), (_I2C_READ, answer)]):
+            return answer.raw
+        parts = [self._smbus_block(register + start, min(_SMBUS_LONGEST, count - start)) for start in range(0, count, _SMBUS_LONGEST)]
+        return b"".join(parts)
 
-    def _transfer(self, parts: list[tuple[int, ctypes.Array[ctypes.c_char]]]) -> None:
+    def _transferred(self, parts: list[tuple[int, ctypes.Array[ctypes.c_char]]]) -> bool:
+        """Whether the controller takes I2C messages; one that does not is not asked again."""
+        if self._smbus:
+            return False
         messages = (_I2cMessage * len(parts))(
             *(_I2cMessage(self._address, flags, ctypes.sizeof(buffer), ctypes.addressof(buffer)) for flags, buffer in parts)
         )
-        self._ioctl(self._descriptor, _I2C_RDWR, _I2cMessages(ctypes.addressof(messages), len(parts)))
+        try:
+            self._ioctl(self._descriptor, _I2C_RDWR, _I2cMessages(ctypes.addressof(messages), len(parts)))
+        except OSError as err:
+            if err.errno != errno.EOPNOTSUPP:
+                raise
+            self._smbus = True
+            self._ioctl(self._descriptor, _I2C_SLAVE, self._address)
+            return False
+        return True
+
+    def _smbus_block(self, register: int, count: int) -> bytes:
+        told = self._smbus_transfer(_I2C_READ, register, _SMBUS_I2C_BLOCK, bytes([count]))
+        if told[0] != count:
+            raise OSError(errno.EIO, f"expected {count} bytes of register {register:#x}, got {told[0]}")
+        return told[1 : 1 + count]
+
+    def _smbus_write(self, data: bytes) -> None:
+        command, rest = data[0], data[1:]
+        if not rest:
+            self._smbus_transfer(0, command, _SMBUS_BYTE, b"")
+        elif len(rest) == 1:
+            self._smbus_transfer(0, command, _SMBUS_BYTE_DATA, rest)
+        else:
+            self._smbus_transfer(0, command, _SMBUS_I2C_BLOCK, bytes([len(rest)]) + rest)
+
+    def _smbus_transfer(self, read: int, command: int, size: int, data: bytes) -> bytes:
+        buffer = ctypes.create_string_buffer(data, _SMBUS_LONGEST + 2)
+        self._ioctl(self._descriptor, _I2C_SMBUS, _SmbusTransfer(read, command, size, ctypes.addressof(buffer)))
+        return buffer.raw
 
 
 class SpiDevice:

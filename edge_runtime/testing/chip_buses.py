@@ -13,7 +13,8 @@ import struct
 from pathlib import Path
 from typing import Any, Protocol
 
-_I2C_RDWR, _SPI_TRANSFER, _READ = 0x0707, 0x40206B00, 1
+_I2C_SLAVE, _I2C_RDWR, _I2C_SMBUS, _SPI_TRANSFER, _READ = 0x0703, 0x0707, 0x0720, 0x40206B00, 1
+_SMBUS_BYTE, _SMBUS_BYTE_DATA, _SMBUS_I2C_BLOCK = 1, 2, 8
 _MOST_BYTES = 8192
 
 
@@ -83,9 +84,18 @@ class McpModel:
 
 
 class ChipBuses:
-    """The chips of one machine: on I2C by bus and address, on SPI by bus and select line."""
+    """The chips of one machine: on I2C by bus and address, on SPI by bus and select line. `smbus_only`: controllers that take no other."""
 
-    def __init__(self, root: Path, i2c: dict[tuple[int, int], I2cModel], spi: dict[tuple[int, int], SpiModel] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        i2c: dict[tuple[int, int], I2cModel],
+        spi: dict[tuple[int, int], SpiModel] | None = None,
+        *,
+        smbus_only: bool = False,
+    ) -> None:
+        self._smbus_only = smbus_only
+        self._slaves: dict[int, int] = {}
         self._i2c = {(str(root / f"dev/i2c-{bus}"), address): chip for (bus, address), chip in i2c.items()}
         self._spi = {str(root / f"dev/spidev{bus}.{select}"): chip for (bus, select), chip in (spi or {}).items()}
         for path in {path for path, _ in self._i2c} | set(self._spi):
@@ -103,7 +113,14 @@ class ChipBuses:
     def ioctl(self, fd: int, request: int, argument: Any) -> int:
         """As ioctl(2). Raises OSError as the kernel would."""
         path = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - as text, to be compared
+        if request == _I2C_SLAVE:
+            self._slaves[fd] = int(argument)
+            return 0
         data = bytes(memoryview(argument).cast("B"))
+        if request == _I2C_SMBUS:
+            return self._smbus(self._chip(path, self._slaves[fd]), *struct.unpack_from("@BBxxIQ", data))
+        if request == _I2C_RDWR and self._smbus_only:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         if request == _I2C_RDWR:
             messages, count = struct.unpack_from("@QI", data)
             for at in range(count):
@@ -117,10 +134,36 @@ class ChipBuses:
 
     def _message(self, path: str, message: bytes) -> None:
         address, flags, length, buffer = struct.unpack("@HHHxxQ", message)
-        chip = self._i2c.get((path, address))
-        if chip is None or length > _MOST_BYTES:
+        chip = self._chip(path, address)
+        if length > _MOST_BYTES:
             raise OSError(errno.EREMOTEIO, os.strerror(errno.EREMOTEIO))
         if flags & _READ:
             ctypes.memmove(buffer, chip.read(length), length)
         else:
             chip.write(ctypes.string_at(buffer, length))
+
+    def _smbus(self, chip: I2cModel, read: int, command: int, size: int, data: int) -> int:
+        """The transfers of include/uapi/linux/i2c.h that hosts of PCs have; `data` is the address of their 34 bytes."""
+        held = ctypes.string_at(data, 34)
+        if size == _SMBUS_I2C_BLOCK and not 1 <= held[0] <= 32:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if size == _SMBUS_BYTE and not read:
+            chip.write(bytes([command]))
+        elif size == _SMBUS_BYTE:
+            ctypes.memmove(data, chip.read(1), 1)
+        elif size == _SMBUS_BYTE_DATA and not read:
+            chip.write(bytes([command, held[0]]))
+        elif size == _SMBUS_I2C_BLOCK and not read:
+            chip.write(bytes([command]) + held[1 : 1 + held[0]])
+        elif size == _SMBUS_I2C_BLOCK:
+            chip.write(bytes([command]))
+            ctypes.memmove(data + 1, chip.read(held[0]), held[0])
+        else:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return 0
+
+    def _chip(self, path: str, address: int) -> I2cModel:
+        chip = self._i2c.get((path, address))
+        if chip is None:
+            raise OSError(errno.EREMOTEIO, os.strerror(errno.EREMOTEIO))
+        return chip

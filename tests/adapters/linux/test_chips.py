@@ -67,22 +67,38 @@ def read_once(root: Path, buses: ChipBuses, **spec: Any) -> dict[str, float]:
     return {name.removeprefix("sensor/x/"): round(float(value), 5) for name, value in values.items()}  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("chip", "address", "model", "values"),
-    [
-        ("tmp102", 0x48, words((0, -25 * 16 << 4)), {"temperature": -25.0}),
-        ("lm75", 0x48, words((0, 51 << 7)), {"temperature": 25.5}),
-        ("tmp117", 0x48, words((0, 3200), (0x0F, 0x2117)), {"temperature": 25.0}),
-        ("mcp9808", 0x18, words((5, 0xE000 | 0x1FFF & -10 * 16), (6, 0x0054)), {"temperature": -10.0}),
-        ("ina219", 0x40, words((2, 3000 << 3 | 2), (1, -500)), {"voltage": 12.0, "shunt": -0.005}),
-        ("bme280", 0x76, bme280(), {"temperature": 25.08247, "pressure": 1006.53258, "humidity": 42.66628}),
-        ("bmp280", 0x76, bme280(0x58), {"temperature": 25.08247, "pressure": 1006.53258}),
-        ("sht3x", 0x44, Sht3x(worded(0x6666) + worded(0x8000)), {"temperature": 25.0, "humidity": 50.00076}),
-        ("ads1115", 0x48, AdsModel((1.0, -0.5, 3.3, 5.0)), {"in0": 1.0, "in1": -0.5, "in2": 3.3, "in3": 4.09588}),
-    ],
+ON_I2C = (
+    ("tmp102", 0x48, words((0, -25 * 16 << 4)), {"temperature": -25.0}),
+    ("lm75", 0x48, words((0, 51 << 7)), {"temperature": 25.5}),
+    ("tmp117", 0x48, words((0, 3200), (0x0F, 0x2117)), {"temperature": 25.0}),
+    ("mcp9808", 0x18, words((5, 0xE000 | 0x1FFF & -10 * 16), (6, 0x0054)), {"temperature": -10.0}),
+    ("ina219", 0x40, words((2, 3000 << 3 | 2), (1, -500)), {"voltage": 12.0, "shunt": -0.005}),
+    ("bme280", 0x76, bme280(), {"temperature": 25.08247, "pressure": 1006.53258, "humidity": 42.66628}),
+    ("bmp280", 0x76, bme280(0x58), {"temperature": 25.08247, "pressure": 1006.53258}),
+    ("sht3x", 0x44, Sht3x(worded(0x6666) + worded(0x8000)), {"temperature": 25.0, "humidity": 50.00076}),
+    ("ads1115", 0x48, AdsModel((1.0, -0.5, 3.3, 5.0)), {"in0": 1.0, "in1": -0.5, "in2": 3.3, "in3": 4.09588}),
 )
+
+
+@pytest.mark.parametrize(("chip", "address", "model", "values"), ON_I2C)
 def test_a_chip_on_i2c_is_read_in_its_units(tmp_path: Path, chip: str, address: int, model: I2cModel, values: dict[str, float]) -> None:
     assert read_once(tmp_path, ChipBuses(tmp_path, {(1, address): model}), chip=chip) == pytest.approx(values, abs=1e-4)
+
+
+@pytest.mark.parametrize(("chip", "address", "model", "values"), [case for case in ON_I2C if case[0] != "sht3x"])
+def test_a_chip_behind_an_smbus_host_is_read_the_same(
+    tmp_path: Path, chip: str, address: int, model: I2cModel, values: dict[str, float]
+) -> None:
+    buses = ChipBuses(tmp_path, {(1, address): model}, smbus_only=True)
+    assert read_once(tmp_path, buses, chip=chip) == pytest.approx(values, abs=1e-4)
+
+
+def test_a_chip_that_smbus_cannot_ask_is_said_so(tmp_path: Path) -> None:
+    model = Sht3x(worded(0x6666) + worded(0x8000))
+    probe = Chips(str(tmp_path), {"x": SensorSpec(chip="sht3x")}, ChipBuses(tmp_path, {(1, 0x44): model}, smbus_only=True).ioctl)
+    assert probe.discover() is not None
+    assert probe.read(["sensor/x/temperature"]) == {}
+    assert "SMBus only" in probe.complaints["x"]
 
 
 def test_a_chip_on_spi_is_read_in_its_units(tmp_path: Path) -> None:
