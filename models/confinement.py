@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def answer(work: Callable[[], msgspec.Struct], *, path: str, deadline_s: float, 
     verdict_fd = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     _limit_time(deadline_s)
+    _die_first()
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     with os.fdopen(verdict_fd, "wb") as out:
         out.write(msgspec.json.encode(_verdict(work, path, memory_mb)))
@@ -83,6 +85,12 @@ def _limit_time(deadline_s: float) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _lower(resource.RLIMIT_CPU, seconds)
     signal.alarm(seconds)
+
+
+def _die_first() -> None:
+    """Where memory runs out, the kernel is to end this process and not the gateway, whose score a child inherits."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _lower(kind: int, limit: int) -> None:

@@ -112,6 +112,13 @@ def test_sensors_of_the_kernel_are_found_and_read(told: Told) -> None:
     assert any(line.split() == ["ok", "sensors", "ads1015,", "lm75"] for line in told["doctor"]["lines"])
 
 
+def test_a_chip_behind_an_smbus_host_is_read_from_user_space(told: Told) -> None:
+    seen = told["user_space"]
+    assert seen["complaints"] == {}
+    expected = {"sensor/air/temperature": 25.08247, "sensor/air/pressure": 1006.53258, "sensor/air/humidity": 42.66628}
+    assert seen["values"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_devices_are_closed_until_a_drop_in_opens_them(lines: list[dict[str, Any]]) -> None:
     closed, opened = (line for line in lines if line["check"] == "devices")
     assert (closed["case"], closed["result"]) == ("closed", "exit-code")
