@@ -33,8 +33,8 @@ _START_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 5.0
 _MOST_REPLY_BYTES = 1 << 20
-_TRIES = 5
-_RETRY_S = 0.2
+_TRIES = 8
+_RETRY_S = 0.5
 _PORT_RANGE = (15000, 32000)
 _COLDEST, _WARMEST = -128.0, 127.9375
 
@@ -108,7 +108,7 @@ class Emulator:
         self._control: _Control | None = None
         self._celsius: float | None = None
         try:
-            self._start_on_free_ports()
+            self._start_patiently(on_free_ports=True)
         except BaseException:
             self.close()
             raise
@@ -154,7 +154,7 @@ class Emulator:
         """Takes the power away and gives it back: RAM is lost, the ports and the temperature outside stay."""
         celsius = self._celsius
         self._stop()
-        self._start()
+        self._start_patiently(on_free_ports=False)
         if celsius is not None:
             self.set_temperature(celsius)
 
@@ -181,10 +181,11 @@ class Emulator:
             raise AdapterDisconnected("the emulated node is closed")
         return self._control.ask(command, **arguments)
 
-    def _start_on_free_ports(self) -> None:
-        """QEMU takes the CoAP port that the kernel gives it; the serial one is ours to choose, see `_free_port`."""
+    def _start_patiently(self, *, on_free_ports: bool) -> None:
+        """A port may be taken just before QEMU asks for it. CoAP's is the kernel's choice; the serial one is ours, see `_free_port`."""
         for tries_left in reversed(range(_TRIES)):
-            self.serial_port, self.coap_port = _free_port(), 0
+            if on_free_ports:
+                self.serial_port, self.coap_port = _free_port(), 0
             try:
                 self._start()
             except AdapterError:
@@ -192,7 +193,7 @@ class Emulator:
                     raise
                 time.sleep(_RETRY_S)
             else:
-                self.coap_port = self._forwarded_port()
+                self.coap_port = self.coap_port or self._forwarded_port()
                 return
 
     def _forwarded_port(self) -> int:
