@@ -30,7 +30,7 @@ from edge_runtime.errors import EdgeRuntimeError, InputError, MissingDependency,
 TRUST = "trust"
 GATEWAY_FILE = "gateway.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_TOKEN = re.compile(r"ert1\.[0-9a-f]{1,64}\.[A-Za-z0-9_-]{16,128}\.([0-9a-f]{64})")
+_TOKEN = re.compile(rf"ert1\.[0-9a-f]{{1,64}}\.[A-Za-z0-9_-]{{16,128}}\.([0-9a-f]{{64}})(?:\.({_NAME.pattern}))?")
 _LISTEN_S = 3.0
 
 
@@ -73,7 +73,7 @@ class Command:
         token = parser.add_mutually_exclusive_group(required=True)
         token.add_argument("--token", metavar="T", help="a join token, made by: edge-runtime fleet token")
         token.add_argument("--token-file", metavar="FILE", help="file that holds the token; - for standard input")
-        parser.add_argument("--id", metavar="NAME", help="the gateway's name (default: this machine's)")
+        parser.add_argument("--id", metavar="NAME", help="the gateway's name (default: the token's, else this machine's)")
         parser.add_argument("--dir", type=Path, default=default_dir(), metavar="DIR", help="where the files go (default: %(default)s)")
         parser.add_argument("--force", action="store_true", help=f"replace the {GATEWAY_FILE} that is there")
         parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -117,11 +117,20 @@ async def join(place: Place, token: str, name: str, folder: Path, *, force: bool
 
 def pinned(token: str) -> str:
     """The fingerprint of the authority that a token was made under. Raises InputError for what is no join token."""
+    return _parts(token)[0]
+
+
+def meant_for(token: str) -> str:
+    """The gateway that a token names, or nothing. Raises InputError for what is no join token."""
+    return _parts(token)[1]
+
+
+def _parts(token: str) -> tuple[str, str]:
     match = _TOKEN.fullmatch(token)
     if match is None:
         hint = "; that is an API token" if token.startswith("era1.") else ""
         raise InputError(f"expected a join token (ert1...., from: edge-runtime fleet token){hint}; is it complete?")
-    return match[1]
+    return match[1], match[2] or ""
 
 
 async def fetch_ca(place: Place, pin: str) -> str:
@@ -214,7 +223,7 @@ async def _run(args: Namespace, token: str) -> Joined:
         place = parse_url(choose(await discover(_LISTEN_S), pin).url)
     else:
         place = parse_url(args.url)
-    return await join(place, token, args.id or default_name(args.dir), args.dir, force=args.force)
+    return await join(place, token, args.id or meant_for(token) or default_name(args.dir), args.dir, force=args.force)
 
 
 def default_name(folder: Path, hostname: Callable[[], str] = socket.gethostname) -> str:

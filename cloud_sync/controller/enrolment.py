@@ -111,7 +111,8 @@ async def create_token(context: Context, actor: str, gateway: str = "", hours: f
     async with context.database.engine.begin() as connection:
         await connection.execute(insert(join_tokens).values(row))
         await audit.append(connection, actor, "join_token", gateway or "any gateway", {"id": token_id, "hours": hours, "rejoin": rejoin})
-    return JoinToken(token_id, f"{_PREFIX}.{token_id}.{secret}.{context.authority.fingerprint}", gateway, expires)
+    parts = [_PREFIX, token_id, secret, context.authority.fingerprint, *([gateway] if gateway else [])]
+    return JoinToken(token_id, ".".join(parts), gateway, expires)
 
 
 async def list_tokens(context: Context) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 from cloud_sync.controller.schema import certificates
 from cloud_sync.discovery import Found, announced, discover
 from cloud_sync.https import Place, ask, parse_url
-from cloud_sync.join import Command, choose, default_name, pinned, request_for
+from cloud_sync.join import Command, choose, default_name, meant_for, pinned, request_for
 from edge_runtime.config.check import check_files
 from edge_runtime.config.load import load_gateway
 from edge_runtime.errors import InputError, TransportError
@@ -135,7 +135,25 @@ async def test_the_folder_of_another_gateway_is_not_reused(controller: Any, tmp_
 _LONG, _PIN = "A" * 20, "0" * 64
 
 
-@pytest.mark.parametrize("text", ["", "x", "era1.aa.bb", "ert1.aa.bb", f"ert1.aa.short.{_PIN}", f"ert1.0a.{_LONG}.{_PIN[:-1]}"])
+async def test_a_token_tells_the_gateway_that_it_is_for(controller: Any) -> None:
+    assert meant_for(await controller.token("pump-7.north")) == "pump-7.north"
+    assert meant_for(await controller.token()) == ""
+    assert meant_for(f"ert1.0a.{_LONG}.{_PIN}.gw-1") == "gw-1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x",
+        f"ert1.0a.{_LONG}.{_PIN}.",
+        f"ert1.0a.{_LONG}.{_PIN}.a/b",
+        "era1.aa.bb",
+        "ert1.aa.bb",
+        f"ert1.aa.short.{_PIN}",
+        f"ert1.0a.{_LONG}.{_PIN[:-1]}",
+    ],
+)
 def test_what_is_no_token_is_named_before_anything_is_asked(text: str) -> None:
     with pytest.raises(InputError, match="join token"):
         pinned(text)
