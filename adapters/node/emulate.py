@@ -98,7 +98,8 @@ class Outcome(msgspec.Struct, frozen=True):
         """The end, for people."""
         if self.problem:
             return [f"not so: {self.problem}"]
-        return [f"{self.rounds} times heated and cooled; every step came true, read back from the emulator's pins"]
+        rounds = "once" if self.rounds == 1 else f"{self.rounds} times"
+        return [f"heated and cooled {rounds}; every step came true, read back from the emulator's pins"]
 
 
 Say = Callable[[str], None]
