@@ -52,7 +52,7 @@ def blob(version: int, **options: Any) -> bytes:
 def make_node(request: pytest.FixtureRequest, board: Emulator) -> MakeNode:
     if request.param == "uart":
         return lambda: SerialNode(board.serial_url)
-    return lambda: CoapNode(f"coap://127.0.0.1:{board.coap_port}", timeout_s=2.0)
+    return lambda: CoapNode(f"coap://127.0.0.1:{board.coap_port}", timeout_s=6.0)  # a lost datagram is sent again after 2 to 3 s
 
 
 @pytest.fixture
